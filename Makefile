@@ -1,0 +1,65 @@
+# make demo    set up .venv and sample pictures with the shipped model into out/demo
+# make test    set up .venv with the tools of a developer and run the tests
+# make check   lint, types and tests
+# Also: setup, setup-dev, lint, types, format, constraints.
+
+PYTHON ?= python3
+DEMO_OUT ?= out/demo
+DEMO_PROMPTS ?= "a red apple, 3d style" "a cat face, flat style" "a rocket, noto style" "a guitar, twemoji style"
+TEST_WORKERS ?= 2
+TESTS ?= tests
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile -c constraints.txt
+# Two makes at the same time (a demo beside a test) must not install into one folder.
+LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .venv.lock)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types format setup setup-dev constraints
+
+help:
+	@sed -n 's/^# //p' Makefile | head -4
+
+demo: setup
+	@$(BIN)/python sample.py text $(DEMO_PROMPTS) --out $(DEMO_OUT)
+
+test: setup-dev
+	@$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(TESTS)
+
+check: lint types test
+
+lint: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup-dev
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+setup:
+	@$(LOCK) $(MAKE) --silent --no-print-directory .venv/installed
+
+setup-dev:
+	@$(LOCK) $(MAKE) --silent --no-print-directory .venv/installed-dev
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "unclip_jax needs Python 3.11 or newer as $(PYTHON): install one, or say make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Setting up .venv (once, about a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Adding the developer's tools to .venv ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# The newest versions that fit, for every supported Python; names and versions only. Needs uv.
+constraints:
+	@uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --extra dev --extra track --extra web \
+		pyproject.toml -o constraints.txt

@@ -1,0 +1,39 @@
+"""A small CLIP for the emoji pictures.
+
+    python train.py configs/emoji/clip.py --workdir runs/clip
+
+Hardware and time: 2 CPU cores, ... minutes.
+"""
+
+from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
+from unclip_jax.data.tokenizer import TokenizerConfig
+from unclip_jax.models.clip import CLIPConfig
+from unclip_jax.models.transformer import TransformerConfig
+from unclip_jax.training.recipe import CLIPRecipe
+
+config = CLIPRecipe(
+    steps=500,
+    batch_size=256,
+    ema_decay=0.99,
+    model=CLIPConfig(
+        embedding_width=128,
+        image_size=64,
+        patch_size=16,
+        vision=TransformerConfig(width=256, depth=4, heads=4, activation="quick_gelu"),
+        text=TransformerConfig(width=192, depth=3, heads=4, activation="quick_gelu"),
+        vocab_size=2048,
+        context_length=24,
+    ),
+    tokenizer=TokenizerConfig(kind="trained", vocab_size=2048, context_length=24),
+    data=DataConfig(source="emoji", split="train", image_size=64),
+    optim=OptimConfig(
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=0.2,
+    ),
+    checkpoint=CheckpointConfig(every=100, keep=2),
+    log=LogConfig(every=10),
+)

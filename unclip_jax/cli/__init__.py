@@ -1,0 +1,1 @@
+"""What train.py, sample.py and `unclip VERB` parse. Nothing here imports JAX before it must."""

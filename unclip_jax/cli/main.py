@@ -1,0 +1,51 @@
+"""`unclip VERB ...`, `python -m unclip_jax VERB ...`: one way in for every command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from unclip_jax.errors import UserError
+
+VERBS = {
+    "train": "train a stage from a recipe",
+    "text": "sample pictures from text (sample.py text)",
+    "data": "build, count and look at data sets",
+    "export": "a run's averaged weights as safetensors with config",
+    "evaluate": "retrieval, prior cosines and caption match of a model",
+}
+_MODULES = {"text": "sample"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print("usage: unclip VERB ...\n")
+        print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
+        print("\n`unclip VERB --help` says more.")
+        sys.exit(0 if given else 2)
+    verb, *rest = given
+
+    def command(rest: Sequence[str]) -> int | None:
+        if verb not in VERBS:
+            raise UserError(f"verb {verb!r} is unknown: choose one of {', '.join(VERBS)}")
+        module = import_module(f"unclip_jax.cli.{_MODULES.get(verb, verb)}")
+        return module.main([verb, *rest] if verb in _MODULES else rest)
+
+    run(command, rest)
+
+
+def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> None:
+    """`command(arguments)`; a user's mistake becomes one line on standard error and exit code 2."""
+    try:
+        sys.exit(command(arguments) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

@@ -1,0 +1,78 @@
+"""train.py RECIPE --workdir RUN [--field.name value ...]"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.cli.overrides import load_recipe, parse
+from unclip_jax.errors import UserError
+
+USAGE = """usage: train.py RECIPE --workdir FOLDER [--field.name VALUE ...]
+
+Train the stage that RECIPE describes. The same command again continues where the run stopped.
+  RECIPE               a file in configs/, for example configs/emoji/decoder.py
+  --workdir FOLDER     where checkpoints, metrics and samples go
+  --print-config       print the resolved recipe as JSON and stop
+  RECIPE --help        every field of the recipe with its type and value
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 0 at the last step, 143 or 130 after a signal, with all of it saved."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    path, *rest = arguments
+    if path.startswith("-"):
+        raise UserError(f"the recipe comes first, found {path!r}: train.py RECIPE --workdir FOLDER")
+    rest, workdir = _take(rest, "--workdir")
+    is_print = "--print-config" in rest
+    rest = [argument for argument in rest if argument != "--print-config"]
+    default = load_recipe(path)
+    recipe = parse(type(default), rest, default=default, program=f"train.py {path}")
+    return _run(recipe, workdir, is_print)
+
+
+def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
+    import json
+
+    from unclip_jax.cli.runtime import prepare_jax
+    from unclip_jax.training.recipe import STAGES, recipe_to_json
+
+    if type(recipe) not in STAGES.values():
+        names = ", ".join(cls.__name__ for cls in STAGES.values())
+        raise UserError(f"the recipe is a {type(recipe).__name__}: expected one of {names}")
+    if is_print:
+        print(json.dumps(recipe_to_json(recipe), indent=1))
+        return 0
+    if workdir is None:
+        raise UserError("--workdir is missing: name the folder of the run, such as runs/decoder")
+    prepare_jax()
+    from unclip_jax.cli.preview import make_preview
+    from unclip_jax.training.loop import train
+
+    reached, signal_number = train(recipe, Path(workdir), make_preview(recipe))
+    return 128 + signal_number if signal_number else 0
+
+
+def _take(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """The other arguments, and the value of `name` as `--name value` or `--name=value`."""
+    rest: list[str] = []
+    value = None
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == name:
+            if position + 1 == len(arguments):
+                raise UserError(f"{name} needs a value")
+            value = arguments[position + 1]
+            position += 2
+            continue
+        if argument.startswith(name + "="):
+            value = argument[len(name) + 1 :]
+        else:
+            rest.append(argument)
+        position += 1
+    return rest, value

@@ -1,0 +1,196 @@
+"""Recipe dataclasses that every stage shares, and how a recipe becomes JSON and comes back.
+
+A recipe is a frozen dataclass of frozen dataclasses. It is written as a Python value in `configs/`,
+changed on the command line (`cli/overrides.py`), saved as JSON in the run folder and in every
+checkpoint, and read back as data: `from_dict` never executes anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from unclip_jax.errors import UserError
+
+T = TypeVar("T")
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where (picture, caption) pairs come from, and how they are read."""
+
+    source: str = "emoji"
+    """'emoji', a folder of pictures with captions, a pattern of tar shards, or 'tfds:FOLDER' of an
+    ArrayRecord data set."""
+    split: str = "train"
+    """Split of 'emoji' (train, test, test_cells) or of a TFDS data set; other sources have only 'train'."""
+    image_size: int = 64
+    """Side of the square training picture in pixels."""
+    concepts: tuple[str, ...] = ()
+    """Emoji only: the base concepts to keep, by name; empty keeps all."""
+    variants: bool = False
+    """Emoji only: also the pictures with a skin tone. The default yellow ones and both genders of a
+    role ("woman astronaut") are always in."""
+    image_key: str = "image"
+    """TFDS only: the feature that holds the picture."""
+    caption_key: str = "caption"
+    """TFDS only: the feature that holds the caption or the captions."""
+    cache_dir: str | None = None
+    """Where built data sets go; None is $UNCLIP_CACHE, else ~/.cache/unclip_jax."""
+    threads: int = 4
+    """Threads that read and decode pictures."""
+    max_bad_fraction: float = 0.05
+    """Stop when more than this share of the pictures cannot be read."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise UserError(f"data.image_size is {self.image_size}: give 1 pixel or more")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}: give 0 to 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, an optional cosine decay, clipping and accumulation."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or a cosine to zero at the last step."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled weight decay on all weights that are not gains or biases (Radford et al. 2021)."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None does not clip."""
+    accumulate: int = 1
+    """Micro-batches a step: the gradient is their mean, memory is that of one."""
+    mu_dtype: Dtype = "float32"
+    """Type of Adam's first moment."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"optim.learning_rate is {self.learning_rate}: give a positive number")
+        if self.accumulate < 1:
+            raise UserError(f"optim.accumulate is {self.accumulate}: give 1 or more")
+        if self.warmup_steps < 0:
+            raise UserError(f"optim.warmup_steps is {self.warmup_steps}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved, and how many of its checkpoints stay."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise UserError(
+                f"checkpoint.every is {self.every} and checkpoint.keep {self.keep}: give 1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh, axes ('data', 'fsdp'). One device is the mesh (1, 1)."""
+
+    data: int = -1
+    """Devices on the data axis; -1 takes all that fsdp leaves."""
+    fsdp: int = 1
+    """Devices over which parameters, EMA and optimiser state are sharded."""
+
+    def __post_init__(self) -> None:
+        if self.fsdp < 1 or (self.data < 1 and self.data != -1):
+            raise UserError(
+                f"mesh is (data={self.data}, fsdp={self.fsdp}): give 1 or more, or data=-1 for the rest"
+            )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes while it goes."""
+
+    every: int = 50
+    """Steps between lines of metrics.jsonl and of the console."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the extra `track`)."""
+    preview_every: int = 0
+    """Steps between sample grids; 0 makes none."""
+    preview_prompts: tuple[str, ...] = ()
+    """Captions of the grid, one row each."""
+    preview_columns: int = 4
+    """Pictures a caption, seeds 0, 1, ..."""
+    preview_steps: int = 50
+    """Denoising steps of a preview."""
+    preview_guidance: float = 2.0
+    """Guidance scale of a preview."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"log.every is {self.every}: give 1 or more")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain dicts, lists, numbers and strings, ready for JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """The inverse of `to_dict`; a field that `data` lacks takes its default.
+
+    Raises:
+        UserError: a key that `cls` does not have, or a value of another type; names the field.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where or 'config'}: expected an object with fields, found {data!r}")
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            raise UserError(
+                f"{where}{key}: no such field; {cls.__name__} has {', '.join(sorted(known))}"
+            )
+    values = {key: _typed(hints[key], value, where + key) for key, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UserError(f"{where or cls.__name__}: {error}") from None
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` from JSON as the type `hint`, or a UserError that names `where`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where + ".")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _typed(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        element = args[0]
+        return tuple(_typed(element, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise UserError(f"{where} is {value!r}: expected {getattr(hint, '__name__', hint)}")

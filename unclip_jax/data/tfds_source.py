@@ -1,0 +1,142 @@
+"""TFDS data sets in ArrayRecord files, read without TensorFlow: any of them, and the emoji."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.config import DataConfig
+from unclip_jax.data.captions import EmojiFacts
+from unclip_jax.data.emoji import SIZES, build_emoji, cache_root, read_facts
+from unclip_jax.data.emoji_catalogue import load_entries
+from unclip_jax.data.emoji_splits import SPLITS
+from unclip_jax.data.images import BadImage
+from unclip_jax.data.records import Record, clean_captions
+from unclip_jax.errors import UserError
+
+
+class EmojiSource:
+    """One split of the emoji data set, drawn at the smallest size that holds `config.image_size`.
+
+    Args:
+        limit: the first pictures only, for tests.
+    Raises:
+        UserError: no such split or concept.
+    """
+
+    def __init__(self, config: DataConfig, limit: int | None = None) -> None:
+        if config.split not in SPLITS:
+            raise UserError(f"data.split is {config.split!r}: emoji has {', '.join(SPLITS)}")
+        _check_concepts(config.concepts)
+        size = next((size for size in SIZES if size >= config.image_size), SIZES[-1])
+        wanted = set(config.concepts)
+        self._items: list[tuple[Any, int, EmojiFacts]] = []
+        for variants in (False, True) if config.variants else (False,):
+            builder = _open_builder(build_emoji(size, variants, config.cache_dir, limit))
+            if config.split not in builder.info.splits:
+                continue
+            rows = _open_rows(builder, config.split, "image")
+            for row in range(len(rows)):
+                facts = read_facts(rows[row])
+                # The files of a split hold nothing else. Were it not so, no run may go on.
+                if facts.split != config.split:
+                    raise RuntimeError(f"{facts.slug} of {facts.split} lies in {config.split}")
+                if not wanted or facts.concept in wanted:
+                    self._items.append((rows, row, facts))
+        if not self._items:
+            raise UserError(f"data.concepts: none of them has a picture in split {config.split!r}")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int, /) -> Record:
+        rows, row, facts = self._items[index]
+        return Record(f"{facts.style}/{facts.slug}", rows[row]["image"], facts)
+
+
+def _check_concepts(concepts: Sequence[str]) -> None:
+    if not concepts:
+        return
+    known = {entry.concept for entry, _ in load_entries().values()}
+    for name in concepts:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "`data stats` lists them"
+            raise UserError(f"data.concepts: no emoji concept is called {name!r}; {hint}")
+
+
+class TfdsSource:
+    """One split of a data set that TFDS wrote as ArrayRecord: 'tfds:FOLDER' or 'tfds:NAME:VERSION'.
+
+    NAME:VERSION lies at NAME/VERSION in the cache folder. A caption feature may be a text, a
+    sequence of texts, or a class label, whose name is the caption.
+
+    Raises:
+        UserError: no such data set, split or feature, or another file format.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._image_key, self._caption_key = config.image_key, config.caption_key
+        self._split = config.split
+        place = config.source.removeprefix("tfds:")
+        folder = Path(place).expanduser()
+        if not folder.is_dir():
+            folder = cache_root(config.cache_dir).joinpath(*place.split(":"))
+        if not (folder / "dataset_info.json").is_file():
+            raise UserError(
+                f"data.source {config.source!r}: no TFDS data set in {folder}; "
+                "give the folder that holds its dataset_info.json"
+            )
+        builder = _open_builder(folder)
+        splits = list(builder.info.splits)
+        if config.split not in splits:
+            raise UserError(f"data.split is {config.split!r}: {folder} has {', '.join(splits)}")
+        features = builder.info.features or {}
+        for field, key in (("image_key", config.image_key), ("caption_key", config.caption_key)):
+            if key not in features:
+                raise UserError(f"data.{field} is {key!r}: {folder} has {', '.join(features)}")
+        self._label = getattr(features[config.caption_key], "int2str", None)
+        self._rows = _open_rows(builder, config.split, config.image_key)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> Record:
+        example = self._rows[index]
+        name = f"{self._split}/{index}"
+        captions = clean_captions(self._texts(example[self._caption_key]))
+        if not captions:
+            raise BadImage(name, "no caption")
+        return Record(name, example[self._image_key], captions)
+
+    def _texts(self, value: Any) -> list[str]:
+        if self._label is not None:
+            return [self._label(int(value)).replace("_", " ")]
+        values = [value] if isinstance(value, (bytes, str)) else list(value)
+        return [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
+
+
+def _open_builder(folder: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS raises many kinds for a damaged description
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder}: not a readable TFDS data set ({reason})") from None
+    if builder.info.file_format is None or builder.info.file_format.value != "array_record":
+        raise UserError(f"{folder}: its files are not array_record; write it again in that format")
+    return builder
+
+
+def _open_rows(builder: Any, split: str, image_key: str) -> Any:
+    """The examples of a split with the pictures left encoded."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{builder.data_dir}: cannot be opened ({reason})") from None

@@ -1,0 +1,1 @@
+"""Flax Linen modules: pure `init` and `apply`, no mesh, no files, no sampling."""

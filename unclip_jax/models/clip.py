@@ -1,0 +1,184 @@
+"""CLIP: a ViT image encoder and a causal text encoder with one embedding space.
+
+Radford et al. 2021 (arXiv 2103.00020); the options cover OpenAI's and OpenCLIP's released ViTs and
+the ViT-H/16 of unCLIP (Ramesh et al. 2022, appendix C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from unclip_jax.errors import UserError
+from unclip_jax.models.layers import EPSILON, layer_norm
+from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers and the space they share."""
+
+    embedding_width: int = 512
+    image_size: int = 224
+    """Side of the input picture in pixels."""
+    patch_size: int = 32
+    vision: TransformerConfig = TransformerConfig(
+        width=768, depth=12, heads=12, activation="quick_gelu"
+    )
+    text: TransformerConfig = TransformerConfig(
+        width=512, depth=12, heads=8, activation="quick_gelu"
+    )
+    vocab_size: int = 49408
+    context_length: int = 77
+    norm_epsilon: float = EPSILON
+    """Epsilon of the norms outside the blocks."""
+    image_mean: tuple[float, ...] = OPENAI_MEAN
+    image_std: tuple[float, ...] = OPENAI_STD
+    """Per channel, of pictures in [0, 1]."""
+    initial_logit_scale: float = float(np.log(1 / 0.07))
+    """Logarithm of the first temperature; ln 10 for the sigmoid loss."""
+    has_logit_bias: bool = False
+    """A learned bias on the logits, as the sigmoid loss needs it."""
+    initial_logit_bias: float = -10.0
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if len(self.image_mean) != 3 or len(self.image_std) != 3:
+            raise UserError("image_mean and image_std need three numbers each")
+
+
+class VisionEncoder(nn.Module):
+    """ViT with a class token, an extra norm before the blocks and a linear projection after them."""
+
+    config: CLIPConfig
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """
+        Args:
+            images: [B, image_size, image_size, 3] float32 in [-1, 1].
+        Returns:
+            [B, embedding_width] float32, not normalised.
+        """
+        c, width = self.config, self.config.vision.width
+        normal = nn.initializers.normal(width**-0.5)
+        mean, std = jnp.asarray(c.image_mean), jnp.asarray(c.image_std)
+        x = ((images + 1) / 2 - mean) / std
+        x = nn.Conv(
+            width,
+            (c.patch_size, c.patch_size),
+            strides=(c.patch_size, c.patch_size),
+            padding="VALID",
+            use_bias=False,
+            dtype=jnp.dtype(c.vision.dtype),
+            kernel_init=nn.initializers.lecun_normal(),
+            name="patch_embedding",
+        )(x)
+        x_BTD = x.reshape(x.shape[0], -1, width)
+        class_token = self.param("class_embedding", normal, (width,))
+        class_token = jnp.broadcast_to(class_token.astype(x_BTD.dtype), (x_BTD.shape[0], 1, width))
+        x_BTD = jnp.concatenate([class_token, x_BTD], axis=1)
+        positions = self.param("positional_embedding", normal, (x_BTD.shape[1], width))
+        x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
+        x_BTD = Transformer(c.vision, name="transformer")(x_BTD, train=train)
+        pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
+        return nn.Dense(
+            c.embedding_width, use_bias=False, kernel_init=normal, name="projection"
+        )(pooled).astype(jnp.float32)
+
+
+class TextEncoder(nn.Module):
+    """Causal transformer; the caption's feature is its state at the end-of-text token."""
+
+    config: CLIPConfig
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool = False) -> tuple[Array, Array]:
+        """
+        Args:
+            tokens: [B, context_length] int32, zero padded. End of text is the largest id, so that
+                argmax finds it; padding is not masked, the causal mask hides it from the end.
+        Returns:
+            embedding [B, embedding_width] float32, not normalised, and the hidden states after the
+            last norm [B, context_length, text width] float32.
+        """
+        c, width = self.config, self.config.text.width
+        table = nn.Embed(
+            c.vocab_size, width, embedding_init=nn.initializers.normal(0.02), name="token_embedding"
+        )
+        positions = self.param(
+            "positional_embedding", nn.initializers.normal(0.01), (c.context_length, width)
+        )
+        x_BTD = Transformer(c.text, name="transformer")(
+            table(tokens) + positions, causal_mask(c.context_length), train=train
+        )
+        hidden_BTD = layer_norm("norm_out", c.norm_epsilon)(x_BTD)
+        end_of_text = jnp.argmax(tokens, axis=-1)
+        pooled = jnp.take_along_axis(hidden_BTD, end_of_text[:, None, None], axis=1)[:, 0]
+        projection = nn.Dense(
+            c.embedding_width,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(width**-0.5),
+            name="projection",
+        )
+        return projection(pooled).astype(jnp.float32), hidden_BTD.astype(jnp.float32)
+
+
+class CLIP(nn.Module):
+    """Both encoders and the temperature."""
+
+    config: CLIPConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.vision = VisionEncoder(c)
+        self.text = TextEncoder(c)
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(c.initial_logit_scale), ()
+        )
+        if c.has_logit_bias:
+            self.logit_bias = self.param(
+                "logit_bias", nn.initializers.constant(c.initial_logit_bias), ()
+            )
+
+    def __call__(self, images: Array, tokens: Array, *, train: bool = False) -> dict[str, Array]:
+        """
+        Args:
+            images: [B, image_size, image_size, 3] float32 in [-1, 1].
+            tokens: [B, context_length] int32.
+        Returns:
+            `image` and `text`, [B, embedding_width] float32 of unit norm; `logit_scale`, the factor
+            on their cosines (Radford et al. clip it at 100); `logit_bias` where the model has it.
+        """
+        image = self.vision(images, train=train)
+        text, _ = self.text(tokens, train=train)
+        bias = self.logit_bias if self.config.has_logit_bias else jnp.zeros(())
+        return {
+            "image": normalize(image),
+            "text": normalize(text),
+            "logit_scale": jnp.exp(jnp.minimum(self.logit_scale, np.log(100.0))),
+            "logit_bias": bias,
+        }
+
+    def encode_image(self, images: Array) -> Array:
+        """[B, S, S, 3] float32 in [-1, 1] → [B, embedding_width] float32, not normalised."""
+        return self.vision(images)
+
+    def encode_text(self, tokens: Array) -> tuple[Array, Array]:
+        """[B, context_length] int32 → embedding (not normalised) and hidden states, float32."""
+        return self.text(tokens)
+
+
+def normalize(x: Array) -> Array:
+    """x / ||x|| over the last axis; a zero vector stays zero."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

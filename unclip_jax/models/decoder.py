@@ -1,0 +1,110 @@
+"""The 64 x 64 decoder: GLIDE's U-Net, conditioned on a CLIP image embedding and on the caption.
+
+Ramesh et al. 2022, section 2.1: the embedding is projected and added to the timestep embedding, and
+projected once more to four tokens that join the text encoder's output. GLIDE's own caption path stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from unclip_jax.errors import UserError
+from unclip_jax.models.text import TextConfig, TextTransformer
+from unclip_jax.models.unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The U-Net, its text encoder and how the CLIP embedding enters."""
+
+    unet: UNetConfig = UNetConfig(context_width=512)
+    text: TextConfig = TextConfig()
+    embedding_width: int = 768
+    """Width of the CLIP image embedding."""
+    num_embedding_tokens: int = 4
+    embedding_scale: float | None = None
+    """Factor on the unit-norm embedding; None is sqrt(embedding_width), entries of variance 1."""
+    null_embedding: Literal["zero", "learned"] = "zero"
+    """What stands for a dropped embedding: the paper sets it to zero or to a learned vector."""
+    masks_padding: bool = False
+    """Hide padded caption positions from the U-Net's attention. GLIDE does not: its learned padding
+    vectors are read like words. Karlo does."""
+
+    def __post_init__(self) -> None:
+        if self.unet.context_width != self.text.transformer.width:
+            raise UserError(
+                f"unet.context_width {self.unet.context_width} must equal the text encoder's width "
+                f"{self.text.transformer.width}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """The factor in force."""
+        if self.embedding_scale is not None:
+            return self.embedding_scale
+        return math.sqrt(self.embedding_width)
+
+
+class Decoder(nn.Module):
+    """Noisy picture, timestep, CLIP image embedding and caption → the U-Net's raw output."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        embedding: Array,
+        has_embedding: Array,
+        tokens: Array,
+        text_mask: Array,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """
+        Args:
+            x: [B, H, W, 3] float32, the noisy picture.
+            t: [B] int32, original timestep index.
+            embedding: [B, embedding_width] float32, unit norm.
+            has_embedding: [B] bool; False drops the embedding (classifier-free guidance).
+            tokens: [B, context_length] int32; a dropped caption is the empty one.
+            text_mask: [B, context_length] bool, False at padding.
+        Returns:
+            [B, H, W, out_channels] float32.
+        """
+        c = self.config
+        null = jnp.zeros(c.embedding_width)
+        if c.null_embedding == "learned":
+            null = self.param(
+                "null_embedding", nn.initializers.normal(1.0), (c.embedding_width,)
+            )
+        embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
+
+        states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
+        context, context_mask = self.context(embedding, states, text_mask)
+        time_condition = nn.Dense(c.unet.time_width, name="text_to_time")(pooled)
+        time_condition += nn.Dense(c.unet.time_width, name="embedding_to_time")(embedding)
+        return UNet(c.unet, name="unet")(
+            x, t, time_condition, context, context_mask, train=train
+        )
+
+    def context(
+        self, embedding: Array, states: Array, text_mask: Array
+    ) -> tuple[Array, Array | None]:
+        """The embedding's tokens in front of the caption's states, and the mask over both."""
+        c, batch = self.config, embedding.shape[0]
+        width = c.text.transformer.width
+        tokens = nn.Dense(c.num_embedding_tokens * width, name="embedding_to_tokens")(embedding)
+        tokens = tokens.reshape(batch, c.num_embedding_tokens, width)
+        context = jnp.concatenate([tokens, states], axis=1)
+        if not c.masks_padding:
+            return context, None
+        visible = jnp.ones((batch, c.num_embedding_tokens), bool)
+        return context, jnp.concatenate([visible, text_mask], axis=1)

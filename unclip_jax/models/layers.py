@@ -1,0 +1,75 @@
+"""The pieces that every network here is made of: norms, attention, activations, time embedding.
+
+Norms, softmax and the sinusoids are float32 whatever the compute dtype is. Every epsilon is 1e-5, as
+in the PyTorch references; Flax's own default is 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+Activation = Literal["gelu", "quick_gelu"]
+Attention = Literal["xla", "cudnn"]
+Remat = Literal["none", "block", "dots"]
+
+EPSILON = 1e-5
+
+
+def activation(name: Activation) -> Callable[[Array], Array]:
+    """The exact GELU (OpenCLIP, priors) or CLIP's x * sigmoid(1.702 x)."""
+    if name == "quick_gelu":
+        return lambda x: x * jax.nn.sigmoid(1.702 * x)
+    return lambda x: jax.nn.gelu(x, approximate=False)  # JAX's default is the tanh approximation
+
+
+def layer_norm(name: str, epsilon: float = EPSILON) -> nn.LayerNorm:
+    """LayerNorm over the last axis, computed in float32; the next Dense casts to its own dtype."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def group_norm(name: str, groups: int) -> nn.GroupNorm:
+    """GroupNorm over contiguous channel groups, computed in float32."""
+    return nn.GroupNorm(
+        num_groups=groups, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+def attention(
+    q_BTNd: Array,
+    k_BSNd: Array,
+    v_BSNd: Array,
+    mask_BNTS: Array | None = None,
+    implementation: Attention = "xla",
+) -> Array:
+    """softmax(q k^T / sqrt(d)) v with a float32 softmax.
+
+    Args:
+        q_BTNd, k_BSNd, v_BSNd: [B, T or S, heads, head width], compute dtype.
+        mask_BNTS: bool, broadcastable to [B, heads, T, S]; True may be attended to.
+    Returns:
+        [B, T, heads, head width], the dtype of q.
+    """
+    return jax.nn.dot_product_attention(
+        q_BTNd, k_BSNd, v_BSNd, mask=mask_BNTS, implementation=implementation
+    )
+
+
+def timestep_embedding(t: Array, width: int, max_period: float = 10_000.0) -> Array:
+    """Sinusoids of the timestep, cosines first (ADM, GLIDE, Karlo).
+
+    Args:
+        t: [B] int32 or float32, the original index of the timestep (not that of a respaced chain).
+        width: even.
+    Returns:
+        [B, width] float32.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

@@ -1,0 +1,104 @@
+"""The diffusion prior: a causal transformer that denoises a CLIP image embedding.
+
+Ramesh et al. 2022, section 2.2: the sequence is [encoded caption, CLIP text embedding, timestep,
+noised CLIP image embedding, learned query] under a causal mask, and the output at the query predicts
+the clean image embedding itself. Details that the paper leaves open follow Karlo: the encoded caption
+is the CLIP text encoder's last hidden states, positions are learned, padding is masked as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from unclip_jax.models.layers import layer_norm, timestep_embedding
+from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
+
+# 17.2 for CLIP's 1,024 dimensions makes a unit vector's entries vary as ImageNet's pixels do: a
+# standard deviation of 17.2 / sqrt(1024) = 0.5375. The rule keeps that for every width.
+SCALE_PER_SQRT_WIDTH = 17.2 / math.sqrt(1024)
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Shape of the prior and of what it is conditioned on."""
+
+    embedding_width: int = 768
+    """Width of the CLIP embeddings."""
+    text_width: int = 768
+    """Width of the CLIP text encoder's hidden states."""
+    context_length: int = 77
+    transformer: TransformerConfig = TransformerConfig(width=2048, depth=24, heads=32)
+    embedding_scale: float | None = None
+    """Factor on unit-norm embeddings before diffusion; None is 0.5375 * sqrt(embedding_width)."""
+
+    @property
+    def scale(self) -> float:
+        """The factor in force."""
+        if self.embedding_scale is not None:
+            return self.embedding_scale
+        return SCALE_PER_SQRT_WIDTH * math.sqrt(self.embedding_width)
+
+
+class DiffusionPrior(nn.Module):
+    """Predicts the scaled clean image embedding."""
+
+    config: PriorConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        noisy: Array,
+        t: Array,
+        text_embedding: Array,
+        text_states: Array,
+        text_mask: Array,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """
+        Args:
+            noisy: [B, embedding_width] float32, scaled (see `PriorConfig.scale`) and noised.
+            t: [B] int32, original timestep index.
+            text_embedding: [B, embedding_width] float32, unit norm.
+            text_states: [B, context_length, text_width] float32.
+            text_mask: [B, context_length] bool, False at padding.
+        Returns:
+            [B, embedding_width] float32, the prediction of the clean scaled embedding.
+        """
+        c, width = self.config, self.config.transformer.width
+        dtype = jnp.dtype(c.transformer.dtype)
+
+        def project(name: str) -> nn.Dense:
+            return nn.Dense(width, dtype=dtype, name=name)
+
+        time = timestep_embedding(t, width)
+        time = project("time_out")(nn.silu(project("time_in")(time)))
+        # Unit vectors have entries of about 1/sqrt(D): bring them to the scale of the noisy input.
+        text_token = project("text_embedding_projection")(text_embedding * c.scale)
+        query = self.param("query", nn.initializers.normal(0.01), (width,))
+        tail_B4D = jnp.stack(
+            [
+                text_token,
+                time,
+                project("image_embedding_projection")(noisy),
+                jnp.broadcast_to(query.astype(dtype), time.shape),
+            ],
+            axis=1,
+        )
+        sequence = jnp.concatenate([project("text_projection")(text_states), tail_B4D], axis=1)
+        length = c.context_length + 4
+        positions = self.param(
+            "positional_embedding", nn.initializers.normal(0.01), (length, width)
+        )
+        visible = jnp.concatenate([text_mask, jnp.ones((t.shape[0], 4), bool)], axis=1)
+        mask = causal_mask(length) & visible[:, None, None, :]
+        states = Transformer(c.transformer, name="transformer")(
+            sequence + positions.astype(dtype), mask, train=train
+        )
+        last = layer_norm("norm_out")(states[:, -1])
+        return nn.Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)

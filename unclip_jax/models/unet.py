@@ -1,0 +1,252 @@
+"""The U-Net of ADM and GLIDE (Dhariwal & Nichol 2021, section 3; Nichol et al. 2021).
+
+A level is `depth` residual blocks, each followed by attention where the level's resolution asks for
+it, and ends in a residual block that halves the resolution. The way up has one block more a level,
+and takes the states of the way down as extra channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from unclip_jax.config import Dtype
+from unclip_jax.errors import UserError
+from unclip_jax.models.layers import Attention, attention, group_norm, timestep_embedding
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a U-Net. The defaults are ADM's for 64 x 64."""
+
+    image_size: int = 64
+    """Side in pixels for which `attention_resolutions` is meant; any multiple runs."""
+    in_channels: int = 3
+    out_channels: int = 6
+    """6 for 3 channels of noise and 3 of learned variance."""
+    channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    """Width of each level as a multiple of `channels`."""
+    depth: tuple[int, ...] = (3,)
+    """Residual blocks of each level; one number serves all."""
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    """Sides, in pixels, of the levels that attend."""
+    has_middle_attention: bool = True
+    head_channels: int = 64
+    heads: int | None = None
+    """A fixed number of heads at every level instead of `head_channels`."""
+    context_width: int | None = None
+    """Width of the tokens that attention may also look at; None for none."""
+    time_norm: Literal["scale_shift", "additive"] = "scale_shift"
+    """How the time embedding enters a block: GN(h) (1 + scale) + shift, or h + bias before GN."""
+    groups: int = 32
+    dropout: float = 0.0
+    dtype: Dtype = "float32"
+    """Compute dtype; parameters stay float32."""
+    remat: Literal["none", "block"] = "none"
+    """'block' computes each block again in the backward pass instead of keeping its insides."""
+    attention: Attention = "xla"
+
+    def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        if len(self.depth) not in (1, levels):
+            raise UserError(
+                f"depth {self.depth} has {len(self.depth)} numbers: give one, or one for each of the "
+                f"{levels} levels of channel_mult"
+            )
+        if self.image_size % 2 ** (levels - 1):
+            raise UserError(
+                f"image_size {self.image_size} cannot be halved {levels - 1} times: change it or "
+                "shorten channel_mult"
+            )
+        for mult in self.channel_mult:
+            if self.channels * mult % self.groups:
+                raise UserError(
+                    f"{self.channels * mult} channels are not divisible by groups {self.groups}"
+                )
+
+    @property
+    def time_width(self) -> int:
+        """Width of the time embedding: 4 * channels."""
+        return 4 * self.channels
+
+    def level_depth(self, level: int) -> int:
+        """Residual blocks of `level`, 0 the finest."""
+        return self.depth[0] if len(self.depth) == 1 else self.depth[level]
+
+    def attends(self, level: int) -> bool:
+        """Whether `level` has attention."""
+        return self.image_size // 2**level in self.attention_resolutions
+
+    def num_heads(self, width: int) -> int:
+        """Attention heads at `width` channels."""
+        heads = self.heads or width // self.head_channels
+        if not heads or width % heads:
+            raise UserError(
+                f"{width} channels do not divide into heads of {self.head_channels}: "
+                "change channels, head_channels or heads"
+            )
+        return heads
+
+
+class ResBlock(nn.Module):
+    """GN-SiLU-conv, time embedding, GN-SiLU-dropout-conv(0), plus a skip; may halve or double."""
+
+    config: UNetConfig
+    width: int
+    resample: Literal["down", "up"] | None = None
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array, time: Array) -> Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        h = nn.silu(group_norm("norm_in", c.groups)(x_BHWC)).astype(dtype)
+        if self.resample is not None:
+            h, x_BHWC = _resample(h, self.resample), _resample(x_BHWC, self.resample)
+        h = nn.Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv_in")(h)
+
+        modulated = c.time_norm == "scale_shift"
+        time = nn.Dense(
+            self.width * (2 if modulated else 1), dtype=dtype, name="time_projection"
+        )(nn.silu(time))[:, None, None]
+        norm = group_norm("norm_out", c.groups)
+        if modulated:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + time)
+        h = nn.Dropout(c.dropout, deterministic=not self.train)(nn.silu(h)).astype(dtype)
+        # Zero at the start: every block begins as its skip (Dhariwal & Nichol, code).
+        h = nn.Conv(
+            self.width,
+            (3, 3),
+            padding=1,
+            dtype=dtype,
+            kernel_init=nn.initializers.zeros,
+            name="conv_out",
+        )(h)
+        if x_BHWC.shape[-1] != self.width:
+            x_BHWC = nn.Conv(self.width, (1, 1), dtype=dtype, name="skip")(x_BHWC)
+        return x_BHWC + h
+
+
+class AttentionBlock(nn.Module):
+    """Pixels attend to the context tokens and to each other, in one softmax (GLIDE)."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BHWC: Array, context_BSD: Array | None, context_mask_BS: Array | None
+    ) -> Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        batch, height, width, channels = x_BHWC.shape
+        heads, pixels = c.num_heads(channels), height * width
+        h = group_norm("norm", c.groups)(x_BHWC).reshape(batch, pixels, channels)
+        qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(h)
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, pixels, 3, heads, -1), 2, 0)
+
+        mask = None
+        if context_BSD is not None:
+            length = context_BSD.shape[1]
+            kv = nn.Dense(2 * channels, dtype=dtype, name="context_kv")(context_BSD)
+            context_k, context_v = jnp.moveaxis(kv.reshape(batch, length, 2, heads, -1), 2, 0)
+            k = jnp.concatenate([context_k, k], axis=1)
+            v = jnp.concatenate([context_v, v], axis=1)
+            if context_mask_BS is not None:  # the pixels' own keys are always visible
+                seen = jnp.ones((batch, pixels), bool)
+                mask = jnp.concatenate([context_mask_BS, seen], axis=1)[:, None, None, :]
+        h = attention(q, k, v, mask, c.attention).reshape(x_BHWC.shape)
+        h = nn.Dense(
+            channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="projection"
+        )(h)
+        return x_BHWC + h
+
+
+class UNet(nn.Module):
+    """Noisy picture, timestep and conditions → the network's raw output."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BHWC: Array,
+        t: Array,
+        time_condition: Array | None = None,
+        context: Array | None = None,
+        context_mask: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """
+        Args:
+            x_BHWC: [B, H, W, in_channels] float32; H and W divisible by 2 ** (levels - 1).
+            t: [B] int32, original timestep index.
+            time_condition: [B, time_width] added to the time embedding.
+            context: [B, S, context_width] tokens for the attention.
+            context_mask: [B, S] bool, False where a token must not be attended to.
+        Returns:
+            [B, H, W, out_channels] float32.
+        """
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        res_block = nn.remat(ResBlock) if c.remat == "block" else ResBlock
+        attention_block = nn.remat(AttentionBlock) if c.remat == "block" else AttentionBlock
+        levels = len(c.channel_mult)
+
+        def residual(name: str, width: int, h: Array, resample: str | None = None) -> Array:
+            return res_block(c, width, resample, train, name=name)(h, time)  # type: ignore[arg-type]
+
+        def attend(name: str, h: Array) -> Array:
+            return attention_block(c, name=name)(h, context, context_mask)
+
+        time = timestep_embedding(t, c.channels)
+        time = nn.silu(nn.Dense(c.time_width, dtype=dtype, name="time_in")(time))
+        time = nn.Dense(c.time_width, dtype=dtype, name="time_out")(time)
+        if time_condition is not None:
+            time = time + time_condition.astype(dtype)
+
+        h = nn.Conv(
+            c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in"
+        )(x_BHWC)
+        skips = [h]
+        for level, mult in enumerate(c.channel_mult):
+            for i in range(c.level_depth(level)):
+                h = residual(f"down{level}_block{i}", c.channels * mult, h)
+                if c.attends(level):
+                    h = attend(f"down{level}_attention{i}", h)
+                skips.append(h)
+            if level < levels - 1:
+                h = residual(f"down{level}_downsample", c.channels * mult, h, "down")
+                skips.append(h)
+
+        widest = c.channels * c.channel_mult[-1]
+        h = residual("middle_block0", widest, h)
+        if c.has_middle_attention:
+            h = attend("middle_attention", h)
+        h = residual("middle_block1", widest, h)
+
+        for level in reversed(range(levels)):
+            width = c.channels * c.channel_mult[level]
+            for i in range(c.level_depth(level) + 1):
+                h = residual(f"up{level}_block{i}", width, jnp.concatenate([h, skips.pop()], -1))
+                if c.attends(level):
+                    h = attend(f"up{level}_attention{i}", h)
+            if level:
+                h = residual(f"up{level}_upsample", width, h, "up")
+
+        h = nn.silu(group_norm("norm_out", c.groups)(h))
+        return nn.Conv(
+            c.out_channels, (3, 3), padding=1, kernel_init=nn.initializers.zeros, name="conv_out"
+        )(h).astype(jnp.float32)
+
+
+def _resample(x_BHWC: Array, direction: Literal["down", "up"]) -> Array:
+    """Mean of 2 x 2 pixels, or each pixel four times."""
+    if direction == "down":
+        return nn.avg_pool(x_BHWC, (2, 2), strides=(2, 2))
+    return jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2)

@@ -1,0 +1,54 @@
+"""AdamW as the paper uses it: warm-up, decay only where it belongs, clipping by global norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from unclip_jax.config import OptimConfig
+
+# Gains, biases and single vectors. Names, not ranks: under `nn.scan` a bias has two dimensions.
+UNDECAYED = frozenset(
+    {"bias", "scale", "logit_scale", "logit_bias", "class_embedding", "query", "null_embedding"}
+)
+
+
+def decay_mask(params: Any) -> Any:
+    """True for each leaf that weight decay applies to: all but gains, biases and single vectors."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: str(getattr(path[-1], "key", path[-1])) not in UNDECAYED, params
+    )
+
+
+def make_learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up from zero, then constant or a cosine to zero at `steps`."""
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(
+            config.learning_rate, max(1, steps - config.warmup_steps)
+        )
+    else:
+        rest = optax.constant_schedule(config.learning_rate)
+    if not config.warmup_steps:
+        return rest
+    warmup = optax.linear_schedule(
+        config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps
+    )
+    return optax.join_schedules([warmup, rest], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Clip, then AdamW (Loshchilov & Hutter 2019) with `decay_mask`."""
+    adamw = optax.adamw(
+        make_learning_rate(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+        mu_dtype=config.mu_dtype,
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)

@@ -1,0 +1,154 @@
+"""A trained stage as a folder that needs neither Orbax nor an optimiser.
+
+    config.json        {"format": 1, "step": ..., "clip": id, "recipe": {...}}
+    model.safetensors  the averaged weights, names as in the parameter tree, 'unet/conv_in/kernel'
+    tokenizer.json     how the stage reads captions
+
+A run folder (see `loop.py`) is read by the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from unclip_jax.config import Dtype
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.errors import UserError
+from unclip_jax.training.checkpoint import load_ema_params, with_shardings
+from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
+from unclip_jax.training.sharding import path_name
+from unclip_jax.training.stages import init_params
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A trained network with all that belongs to it."""
+
+    recipe: Recipe
+    params: Any
+    """Tree of float32 arrays."""
+    tokenizer: Tokenizer
+    step: int
+    clip_id: str
+    """`weights_id` of the CLIP it is, or was trained for."""
+
+
+def weights_id(params: Any) -> str:
+    """16 hex digits that name a tree of weights, the same in float32 and in bfloat16."""
+    digest = hashlib.sha256()
+    for name, array in sorted(flatten(params).items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(array).astype(ml_dtypes.bfloat16).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def flatten(params: Any) -> dict[str, Any]:
+    """A parameter tree as {'unet/conv_in/kernel': array}."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
+    """Write the folder described above.
+
+    Raises:
+        UserError: the folder has files of something else.
+    """
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"config.json", "model.safetensors", "tokenizer.json"}
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in names)
+    if foreign:
+        raise UserError(f"{folder} holds other files ({foreign[0]}): export into a new folder")
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    arrays = {name: np.asarray(leaf, kind) for name, leaf in flatten(stage.params).items()}
+    save_file(arrays, folder / "model.safetensors")
+    stage.tokenizer.save(folder / "tokenizer.json")
+    config = {
+        "format": FORMAT,
+        "step": stage.step,
+        "clip": stage.clip_id,
+        "recipe": recipe_to_json(stage.recipe),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def load_stage(path: str | Path) -> Stage:
+    """A stage from an exported folder or from the newest checkpoint of a run folder.
+
+    Raises:
+        UserError: nothing there, or weights that do not fit the config; names the path.
+    """
+    folder = Path(path).expanduser()
+    config_path = folder / "config.json"
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is neither a run nor an exported stage (no config.json): train it first, or "
+            "name another folder"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_path} cannot be read ({error}): restore the file") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{config_path} does not hold an object: restore the file")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if "format" in config:
+        if config["format"] != FORMAT:
+            raise UserError(
+                f"{config_path} has format {config['format']!r}, this version reads {FORMAT}: "
+                "update the package"
+            )
+        recipe = recipe_from_json(config.get("recipe", {}))
+        params = _read_safetensors(folder / "model.safetensors", _abstract(recipe))
+        return Stage(recipe, params, tokenizer, config["step"], config["clip"])
+    recipe = recipe_from_json(config.get("recipe", {}))
+    abstract = _abstract(recipe)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    placed = with_shardings(abstract, jax.tree.map(lambda _: here, abstract))
+    step, params = load_ema_params(folder, placed)
+    clip_id = config.get("clip") or weights_id(params)
+    return Stage(recipe, params, tokenizer, step, clip_id)
+
+
+def _abstract(recipe: Recipe) -> Any:
+    return jax.eval_shape(lambda: init_params(recipe, jax.random.key(0)))
+
+
+def _read_safetensors(path: Path, abstract: Any) -> Any:
+    """The tree `abstract` filled from a file, as float32.
+
+    Raises:
+        UserError: the file is missing or damaged, or a name or shape differs; names the first.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore the file") from error
+    expected = flatten(abstract)
+    odd = sorted(set(arrays) ^ set(expected))
+    if odd:
+        where = "does not belong to" if odd[0] in arrays else "lacks a weight of"
+        raise UserError(f"{path} {where} the model in config.json: {odd[0]} ({len(odd)} in all)")
+    for name, leaf in expected.items():
+        if arrays[name].shape != leaf.shape:
+            raise UserError(
+                f"{path}: {name} has shape {arrays[name].shape}, config.json needs {leaf.shape}"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda place, _: jax.numpy.asarray(arrays[path_name(place)].astype(np.float32)), abstract
+    )
