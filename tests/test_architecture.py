@@ -25,6 +25,8 @@ FLOORS = {
     "models": 2,
     "data": 3,
     "training": 4,
+    "generation": 5,
+    "samples": 5,
     "pipeline": 5,
     "editing": 5,
     "interop": 5,
@@ -32,7 +34,14 @@ FLOORS = {
     "cli": 6,
 }
 # Rooms on one floor that may import each other, in this direction only.
-SIDEWAYS = {("config", "errors"), ("editing", "pipeline"), ("evaluation", "pipeline")}
+SIDEWAYS = {
+    ("config", "errors"),
+    ("pipeline", "generation"),
+    ("pipeline", "samples"),
+    ("editing", "pipeline"),
+    ("evaluation", "generation"),
+    ("evaluation", "pipeline"),
+}
 NEVER = {"tensorflow", "clu", "joblib", "dill", "pickle", "cloudpickle"}
 ONLY_INSIDE_FUNCTIONS = {
     "gradio",

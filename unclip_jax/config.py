@@ -27,7 +27,7 @@ class DataConfig:
     """'emoji', a folder of pictures with captions, a pattern of tar shards, or 'tfds:FOLDER' of an
     ArrayRecord data set."""
     split: str = "train"
-    """Split of 'emoji' (train, test, test_cells) or of a TFDS data set; other sources have only 'train'."""
+    """Of 'emoji' (train, test, test_cells) or of a TFDS data set; others have only 'train'."""
     image_size: int = 64
     """Side of the square training picture in pixels."""
     concepts: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class MeshConfig:
     def __post_init__(self) -> None:
         if self.fsdp < 1 or (self.data < 1 and self.data != -1):
             raise UserError(
-                f"mesh is (data={self.data}, fsdp={self.fsdp}): give 1 or more, or data=-1 for the rest"
+                f"mesh is (data={self.data}, fsdp={self.fsdp}): give 1 or more, or data=-1"
             )
 
 
@@ -128,6 +128,8 @@ class LogConfig:
     """Steps between sample grids; 0 makes none."""
     preview_prompts: tuple[str, ...] = ()
     """Captions of the grid, one row each."""
+    preview_prior: str | None = None
+    """Prior for the grid, a run or an exported folder; None decodes the text embedding itself."""
     preview_columns: int = 4
     """Pictures a caption, seeds 0, 1, ..."""
     preview_steps: int = 50
@@ -183,7 +185,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _typed(next(arg for arg in args if arg is not type(None)), value, where)
+        members = [arg for arg in args if arg is not type(None)]
+        exact = [arg for arg in members if type(value) is arg]
+        return _typed((exact or members)[0], value, where)
     if origin is Literal and value in args:
         return value
     if origin is tuple and isinstance(value, (list, tuple)):

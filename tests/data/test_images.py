@@ -195,7 +195,7 @@ def test_save_png_is_deterministic_and_keeps_metadata(tmp_path: Path) -> None:
     save_png(tmp_path / "b.png", image, metadata)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as stored:
-        assert stored.text == metadata
+        assert stored.info == metadata
     assert np.array_equal(decode_image((tmp_path / "a.png").read_bytes(), name="a"), image)
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 

@@ -280,7 +280,7 @@ def make_tfds(folder: Path) -> Path:
         VERSION = tfds.core.Version("1.2.0")
         code_path = None
         url_infos = None
-        pkg_dir_path = folder
+        pkg_dir_path = folder  # pyright: ignore[reportAssignmentType]
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = {

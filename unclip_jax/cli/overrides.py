@@ -52,7 +52,11 @@ def parse(cls: type[T], arguments: Sequence[str], *, default: T | None, program:
                 cls,
                 args=list(arguments),
                 prog=program,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                config=(
+                    tyro.conf.AvoidSubcommands,
+                    tyro.conf.FlagConversionOff,
+                    tyro.conf.PositionalRequiredArgs,
+                ),
                 **options,
             )
     except SystemExit as exit_request:
@@ -63,8 +67,9 @@ def parse(cls: type[T], arguments: Sequence[str], *, default: T | None, program:
 
 
 def _one_line(text: str) -> str:
-    """tyro's box of several lines without its frame."""
+    """tyro's box of several lines without its frame, its title and its pointer to --help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = (re.sub(r"[│╭╮╰╯─┌┐└┘|]+", " ", line).strip() for line in text.splitlines())
-    words = " ".join(line for line in lines if line)
-    return re.sub(r"\s+", " ", words).removeprefix("Parsing error ").strip()
+    inside = [line for line in text.splitlines() if not line.lstrip().startswith(("╭", "╰"))]
+    words = " ".join(re.sub(r"[│─]+", " ", line).strip() for line in inside)
+    words = re.sub(r"\s+", " ", words).strip()
+    return re.sub(r" *(Argument helptext:|For full helptext).*$", "", words)

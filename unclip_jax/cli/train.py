@@ -20,7 +20,7 @@ Train the stage that RECIPE describes. The same command again continues where th
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0 at the last step, 143 or 130 after a signal, with all of it saved."""
+    """Returns the exit code: 0 at the last step, 143 or 130 after a signal; all is saved."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -53,7 +53,7 @@ def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
     from unclip_jax.cli.preview import make_preview
     from unclip_jax.training.loop import train
 
-    reached, signal_number = train(recipe, Path(workdir), make_preview(recipe))
+    _, signal_number = train(recipe, Path(workdir), make_preview(recipe))
     return 128 + signal_number if signal_number else 0
 
 

@@ -1,7 +1,7 @@
 """SVG documents to PNG, in worker processes.
 
 resvg holds Python's lock while it draws, so threads would not help. The workers are plain child
-processes that run this very file and speak over pipes: nothing is forked from a process in which
+processes that run this very module and speak over pipes: nothing is forked from a process in which
 JAX has threads, and the user's script is not imported again, as `multiprocessing` would.
 
 A request is 4 bytes of size in pixels, 4 bytes of length and the SVG in UTF-8; the answer is 4
@@ -11,7 +11,6 @@ bytes of length and the PNG. Length 0 says that the picture could not be drawn.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import struct
@@ -19,7 +18,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO
+
+from unclip_jax.data.images import decode_image, encode_png
 
 
 def render_svg(svg: str, size: int) -> bytes:
@@ -29,15 +31,11 @@ def render_svg(svg: str, size: int) -> bytes:
         An RGB PNG of size × size pixels; the same bytes each time.
     """
     import resvg_py
-    from PIL import Image
 
     svg = svg.replace('width="SIZE" height="SIZE"', f'width="{size}" height="{size}"', 1)
     # Fonts are skipped because what is installed must not change the picture; no icon has text.
     drawn = resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True)
-    out = io.BytesIO()
-    with Image.open(io.BytesIO(drawn), formats=("PNG",)) as image:
-        image.convert("RGB").save(out, "PNG")
-    return out.getvalue()
+    return encode_png(decode_image(drawn, name="drawing"))
 
 
 def render_all(
@@ -56,10 +54,14 @@ def render_all(
     failures: list[str] = []
     lock = threading.Lock()
     todo: Iterator[int] = iter(range(len(documents)))
+    # The workers import the package from where this process has it, installed or not.
+    search = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))}
 
     def feed() -> None:
-        command = [sys.executable, "-P", __file__]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        command = [sys.executable, "-P", "-m", "unclip_jax.data.emoji_render"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as worker:
             assert worker.stdin and worker.stdout
             while not failures:
                 with lock:

@@ -112,6 +112,13 @@ def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
+def encode_png(image: np.ndarray, info: PngImagePlugin.PngInfo | None = None) -> bytes:
+    """A PNG file's bytes of [H, W, 3] or [H, W] uint8; the same picture gives the same bytes."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
 def save_png(
     path: str | os.PathLike[str], image: np.ndarray, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -127,13 +134,12 @@ def save_png(
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG", pnginfo=info)
+    data = encode_png(image, info)
     try:
         handle, scratch = tempfile.mkstemp(prefix=f".{target.name[:40]}-", dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(out.getvalue())
+                file.write(data)
             os.chmod(scratch, 0o644)  # mkstemp makes files that only their owner reads
             os.replace(scratch, target)
         except BaseException:

@@ -63,7 +63,7 @@ def _check_concepts(concepts: Sequence[str]) -> None:
     for name in concepts:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "`data stats` lists them"
+            hint = f"did you mean {near[0]!r}?" if near else "`data stats --names` lists them"
             raise UserError(f"data.concepts: no emoji concept is called {name!r}; {hint}")
 
 

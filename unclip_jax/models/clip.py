@@ -19,6 +19,7 @@ from unclip_jax.models.transformer import Transformer, TransformerConfig, causal
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_LOGIT_SCALE = float(np.log(100.0))  # the optimiser keeps the parameter below it
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class CLIPConfig:
 
 
 class VisionEncoder(nn.Module):
-    """ViT with a class token, an extra norm before the blocks and a linear projection after them."""
+    """ViT with a class token, a norm before the blocks and a linear projection after them."""
 
     config: CLIPConfig
 
@@ -92,9 +93,9 @@ class VisionEncoder(nn.Module):
         x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
         x_BTD = Transformer(c.vision, name="transformer")(x_BTD, train=train)
         pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
-        return nn.Dense(
-            c.embedding_width, use_bias=False, kernel_init=normal, name="projection"
-        )(pooled).astype(jnp.float32)
+        return nn.Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")(
+            pooled
+        ).astype(jnp.float32)
 
 
 class TextEncoder(nn.Module):
@@ -158,7 +159,7 @@ class CLIP(nn.Module):
             tokens: [B, context_length] int32.
         Returns:
             `image` and `text`, [B, embedding_width] float32 of unit norm; `logit_scale`, the factor
-            on their cosines (Radford et al. clip it at 100); `logit_bias` where the model has it.
+            on their cosines; `logit_bias`, zero where the model has none.
         """
         image = self.vision(images, train=train)
         text, _ = self.text(tokens, train=train)
@@ -166,7 +167,7 @@ class CLIP(nn.Module):
         return {
             "image": normalize(image),
             "text": normalize(text),
-            "logit_scale": jnp.exp(jnp.minimum(self.logit_scale, np.log(100.0))),
+            "logit_scale": jnp.exp(self.logit_scale),
             "logit_bias": bias,
         }
 

@@ -1,7 +1,7 @@
 """The 64 x 64 decoder: GLIDE's U-Net, conditioned on a CLIP image embedding and on the caption.
 
 Ramesh et al. 2022, section 2.1: the embedding is projected and added to the timestep embedding, and
-projected once more to four tokens that join the text encoder's output. GLIDE's own caption path stays.
+projected once more to four tokens that join the text encoder's output. GLIDE's caption path stays.
 """
 
 from __future__ import annotations
@@ -82,18 +82,14 @@ class Decoder(nn.Module):
         c = self.config
         null = jnp.zeros(c.embedding_width)
         if c.null_embedding == "learned":
-            null = self.param(
-                "null_embedding", nn.initializers.normal(1.0), (c.embedding_width,)
-            )
+            null = self.param("null_embedding", nn.initializers.normal(1.0), (c.embedding_width,))
         embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
 
         states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
         context, context_mask = self.context(embedding, states, text_mask)
         time_condition = nn.Dense(c.unet.time_width, name="text_to_time")(pooled)
         time_condition += nn.Dense(c.unet.time_width, name="embedding_to_time")(embedding)
-        return UNet(c.unet, name="unet")(
-            x, t, time_condition, context, context_mask, train=train
-        )
+        return UNet(c.unet, name="unet")(x, t, time_condition, context, context_mask, train=train)
 
     def context(
         self, embedding: Array, states: Array, text_mask: Array

@@ -1,7 +1,7 @@
 """The pieces that every network here is made of: norms, attention, activations, time embedding.
 
-Norms, softmax and the sinusoids are float32 whatever the compute dtype is. Every epsilon is 1e-5, as
-in the PyTorch references; Flax's own default is 1e-6.
+Norms, softmax and the sinusoids are float32 whatever the compute dtype is. Every epsilon is 1e-5,
+as in the PyTorch references; Flax's own default is 1e-6.
 """
 
 from __future__ import annotations

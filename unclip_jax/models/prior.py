@@ -1,9 +1,10 @@
 """The diffusion prior: a causal transformer that denoises a CLIP image embedding.
 
 Ramesh et al. 2022, section 2.2: the sequence is [encoded caption, CLIP text embedding, timestep,
-noised CLIP image embedding, learned query] under a causal mask, and the output at the query predicts
-the clean image embedding itself. Details that the paper leaves open follow Karlo: the encoded caption
-is the CLIP text encoder's last hidden states, positions are learned, padding is masked as well.
+noised CLIP image embedding, learned query] under a causal mask, and the output at the query
+predicts the clean image embedding itself. Details that the paper leaves open follow Karlo: the
+encoded caption is the CLIP text encoder's last hidden states, positions are learned, padding is
+masked as well.
 """
 
 from __future__ import annotations

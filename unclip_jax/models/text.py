@@ -42,9 +42,7 @@ class TextTransformer(nn.Module):
         """
         c, width = self.config, self.config.transformer.width
         normal = nn.initializers.normal
-        table = nn.Embed(
-            c.vocab_size, width, embedding_init=normal(0.02), name="token_embedding"
-        )
+        table = nn.Embed(c.vocab_size, width, embedding_init=normal(0.02), name="token_embedding")
         shape = (c.context_length, width)
         positions = self.param("positional_embedding", normal(0.01), shape)
         padding = self.param("padding_embedding", normal(0.01), shape)

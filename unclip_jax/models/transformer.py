@@ -57,9 +57,11 @@ class Block(nn.Module):
         normal = nn.initializers.normal
 
         def dense(features: int, stddev: float, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=jnp.dtype(c.dtype), kernel_init=normal(stddev), name=name)
+            return nn.Dense(
+                features, dtype=jnp.dtype(c.dtype), kernel_init=normal(stddev), name=name
+            )
 
-        # CLIP's initialisation (papers: Radford et al. 2021, code); the residual branches shrink with depth.
+        # CLIP's initialisation (its released code); the residual branches shrink with depth.
         residual_stddev = width**-0.5 * (2 * c.depth) ** -0.5
         drop = nn.Dropout(c.dropout, deterministic=not self.train)
 

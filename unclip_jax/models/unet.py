@@ -55,8 +55,8 @@ class UNetConfig:
         levels = len(self.channel_mult)
         if len(self.depth) not in (1, levels):
             raise UserError(
-                f"depth {self.depth} has {len(self.depth)} numbers: give one, or one for each of the "
-                f"{levels} levels of channel_mult"
+                f"depth {self.depth} has {len(self.depth)} numbers: give one, or one for each of "
+                f"the {levels} levels of channel_mult"
             )
         if self.image_size % 2 ** (levels - 1):
             raise UserError(
@@ -85,7 +85,7 @@ class UNetConfig:
     def num_heads(self, width: int) -> int:
         """Attention heads at `width` channels."""
         heads = self.heads or width // self.head_channels
-        if not heads or width % heads:
+        if width % (heads if self.heads else self.head_channels):
             raise UserError(
                 f"{width} channels do not divide into heads of {self.head_channels}: "
                 "change channels, head_channels or heads"
@@ -110,9 +110,9 @@ class ResBlock(nn.Module):
         h = nn.Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv_in")(h)
 
         modulated = c.time_norm == "scale_shift"
-        time = nn.Dense(
-            self.width * (2 if modulated else 1), dtype=dtype, name="time_projection"
-        )(nn.silu(time))[:, None, None]
+        time = nn.Dense(self.width * (2 if modulated else 1), dtype=dtype, name="time_projection")(
+            nn.silu(time)
+        )[:, None, None]
         norm = group_norm("norm_out", c.groups)
         if modulated:
             scale, shift = jnp.split(time, 2, axis=-1)
@@ -161,9 +161,7 @@ class AttentionBlock(nn.Module):
                 seen = jnp.ones((batch, pixels), bool)
                 mask = jnp.concatenate([context_mask_BS, seen], axis=1)[:, None, None, :]
         h = attention(q, k, v, mask, c.attention).reshape(x_BHWC.shape)
-        h = nn.Dense(
-            channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="projection"
-        )(h)
+        h = nn.Dense(channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="projection")(h)
         return x_BHWC + h
 
 
@@ -210,9 +208,9 @@ class UNet(nn.Module):
         if time_condition is not None:
             time = time + time_condition.astype(dtype)
 
-        h = nn.Conv(
-            c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in"
-        )(x_BHWC)
+        h = nn.Conv(c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in")(
+            x_BHWC
+        )
         skips = [h]
         for level, mult in enumerate(c.channel_mult):
             for i in range(c.level_depth(level)):

@@ -1,7 +1,7 @@
 """All of Orbax: a run's checkpoints, written in the background and found again.
 
-A checkpoint is RUN/checkpoints/STEP with the state (see `state.py`) and the resolved recipe as JSON.
-The position in the data needs no entry: it is step * batch size.
+A checkpoint is RUN/checkpoints/STEP with the state (see `state.py`) and the resolved recipe as
+JSON. The position in the data needs no entry: it is step * batch size.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from unclip_jax.errors import UserError
-
-_loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
 
 
 class Checkpoints:
@@ -110,7 +108,9 @@ def load_ema_params(workdir: Path, abstract_params: Any) -> tuple[int, Any]:
             f"{workdir} has no finished checkpoint: train it first, or name another run"
         )
     path = (workdir / "checkpoints" / str(step)).absolute()
-    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=_loading)):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
         found = ocp.load_checkpointables(str(path), {"state": {"ema_params": abstract_params}})
     return step, found["state"]["ema_params"]
 

@@ -1,11 +1,11 @@
 """train(): a recipe and a folder in, a trained stage in that folder out. Run again, it continues.
 
-    RUN/config.json       the resolved recipe, and which CLIP it was trained for
-    RUN/tokenizer.json    how captions become tokens
-    RUN/checkpoints/STEP  the state
-    RUN/metrics.jsonl     one object a line
-    RUN/samples/          previews
-    RUN/skipped.jsonl     pictures that could not be read
+RUN/config.json       the resolved recipe, and which CLIP it was trained for
+RUN/tokenizer.json    how captions become tokens
+RUN/checkpoints/STEP  the state
+RUN/metrics.jsonl     one object a line
+RUN/samples/          previews
+RUN/skipped.jsonl     pictures that could not be read
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class _Inputs:
     clip: Stage | None
 
 
-def train(
-    recipe: Recipe, workdir: Path, preview: Preview | None = None
-) -> tuple[int, int | None]:
+def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tuple[int, int | None]:
     """Train until `recipe.steps`, from the newest checkpoint if there is one.
 
     Args:
@@ -163,10 +161,9 @@ def train(
             if last or step % recipe.checkpoint.every == 0:
                 checkpoints.save(step, state, recipe_to_json(recipe))
                 saved = step
-            if preview is not None and recipe.log.preview_every:
-                if step % recipe.log.preview_every == 0 or step == recipe.steps:
-                    stage = _stage(recipe, state, inputs, step)
-                    _draw(preview, stage, workdir / "samples" / f"step_{step:07d}.png", progress)
+            if preview is not None and (step == recipe.steps or _is_due(step, recipe)):
+                stage = _stage(recipe, state, inputs, step)
+                _draw(preview, stage, workdir / "samples" / f"step_{step:07d}.png", progress)
             if last:
                 break
     log.flush()
@@ -219,7 +216,7 @@ class _Log:
 
 def _open_inputs(recipe: Recipe, workdir: Path) -> _Inputs:
     """Data, tokenizer and the frozen CLIP, checked against the recipe."""
-    _check_same_run(recipe, workdir)
+    saved_clip = _check_same_run(recipe, workdir)
     clip = None if isinstance(recipe, CLIPRecipe) else load_stage(recipe.clip)
     source = open_source(recipe.data)
     if isinstance(recipe, CLIPRecipe):
@@ -232,6 +229,11 @@ def _open_inputs(recipe: Recipe, workdir: Path) -> _Inputs:
         return _Inputs(source, make_tokenizer(recipe.tokenizer, corpus), None)
     assert clip is not None
     _check_fits_clip(recipe, clip)
+    if saved_clip is not None and saved_clip != clip.clip_id:
+        raise UserError(
+            f"{workdir} was trained for CLIP {saved_clip}, {recipe.clip} holds {clip.clip_id}: "
+            "name the CLIP it began with, or another --workdir"
+        )
     return _Inputs(source, clip.tokenizer, clip)
 
 
@@ -266,15 +268,16 @@ _FREE = {"steps", "log", "checkpoint", "mesh", "clip"}
 _FREE_DATA = {"threads", "cache_dir", "max_bad_fraction"}
 
 
-def _check_same_run(recipe: Recipe, workdir: Path) -> None:
-    """The folder is empty, or holds a run of this very recipe."""
+def _check_same_run(recipe: Recipe, workdir: Path) -> str | None:
+    """The folder is empty, or holds a run of this very recipe; the id of that run's CLIP."""
     path = workdir / "config.json"
     if not path.exists():
         if (workdir / "checkpoints").exists():
             raise UserError(f"{workdir} has checkpoints but no config.json: use another --workdir")
-        return
+        return None
     try:
-        saved = recipe_from_json(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        config = json.loads(path.read_text(encoding="utf-8"))
+        saved = recipe_from_json(config["recipe"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): use another --workdir") from error
     old, new = _flat(recipe_to_json(saved)), _flat(recipe_to_json(recipe))
@@ -287,6 +290,7 @@ def _check_same_run(recipe: Recipe, workdir: Path) -> None:
                 f"{workdir} holds a run with {name} {old.get(name)!r}, this one has "
                 f"{new.get(name)!r}: use another --workdir, or the old value to continue"
             )
+    return config.get("clip")
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
@@ -334,6 +338,10 @@ def _make_objective(recipe: Recipe, inputs: _Inputs) -> tuple[Objective, Any]:
 def _stage(recipe: Recipe, state: Any, inputs: _Inputs, step: int) -> Stage:
     clip_id = inputs.clip.clip_id if inputs.clip else ""
     return Stage(replace(recipe), state.ema_params, inputs.tokenizer, step, clip_id)
+
+
+def _is_due(step: int, recipe: Recipe) -> bool:
+    return bool(recipe.log.preview_every) and step % recipe.log.preview_every == 0
 
 
 def _draw(preview: Preview, stage: Stage, path: Path, progress: Progress) -> None:

@@ -30,7 +30,7 @@ class MetricWriter:
                 from tensorboardX import SummaryWriter
             except ImportError:
                 raise UserError(
-                    "log.tensorboard needs the package tensorboardX: pip install 'unclip_jax[track]'"
+                    "log.tensorboard needs tensorboardX: pip install 'unclip_jax[track]'"
                 ) from None
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 

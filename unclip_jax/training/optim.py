@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from unclip_jax.config import OptimConfig
+from unclip_jax.models.clip import MAX_LOGIT_SCALE
 
 # Gains, biases and single vectors. Names, not ranks: under `nn.scan` a bias has two dimensions.
 UNDECAYED = frozenset(
@@ -49,6 +51,25 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         mask=decay_mask,
         mu_dtype=config.mu_dtype,
     )
-    if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    parts = [adamw, bound_logit_scale()]
+    if config.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*parts)
+
+
+def bound_logit_scale() -> optax.GradientTransformation:
+    """Keeps CLIP's `logit_scale` at ln 100 or below (Radford et al. 2021, section 2.5).
+
+    The update is cut, not the value in the forward pass: there the gradient would vanish at the
+    bound, and the temperature could never come back.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def bounded(path: Any, change: Any, value: Any) -> Any:
+            if getattr(path[-1], "key", None) != "logit_scale":
+                return change
+            return jnp.minimum(change, MAX_LOGIT_SCALE - value)
+
+        return jax.tree_util.tree_map_with_path(bounded, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

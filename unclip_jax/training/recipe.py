@@ -83,6 +83,11 @@ class CLIPRecipe(_Run):
                 f"model.context_length {self.model.context_length} must equal "
                 f"tokenizer.context_length {self.tokenizer.context_length}"
             )
+        if self.model.vocab_size < self.tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab_size {self.model.vocab_size} is smaller than tokenizer.vocab_size "
+                f"{self.tokenizer.vocab_size}: make them equal"
+            )
         if self.model.image_size != self.data.image_size:
             raise UserError(
                 f"data.image_size {self.data.image_size} must equal model.image_size "
@@ -104,6 +109,8 @@ class PriorRecipe(_Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_share("text_drop", self.text_drop)
+        if self.diffusion.variance == "learned_range":
+            raise UserError("diffusion.variance of a prior is fixed_small or fixed_large")
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,10 @@ class DecoderRecipe(_Run):
         super().__post_init__()
         _check_share("embedding_drop", self.embedding_drop)
         _check_share("text_drop", self.text_drop)
+        if self.model.unet.in_channels != 3:
+            raise UserError(
+                f"model.unet.in_channels is {self.model.unet.in_channels}: a 64 x 64 decoder has 3"
+            )
         channels = 2 * 3 if self.diffusion.variance == "learned_range" else 3
         if self.model.unet.out_channels != channels:
             raise UserError(
@@ -157,7 +168,7 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     Raises:
         UserError: the stage or a field is unknown, or a value has the wrong type.
     """
-    fields = dict(data)
+    fields = dict(data) if isinstance(data, dict) else {}
     stage = fields.pop("stage", None)
     if stage not in STAGES:
         raise UserError(f"stage is {stage!r} in the config: expected one of {', '.join(STAGES)}")
@@ -167,5 +178,3 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UserError(f"{name} is {value}: give a share between 0 and 1")
-
-

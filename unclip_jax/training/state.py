@@ -33,8 +33,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 def update_ema(ema_params: Any, params: Any, decay: float, step: Array) -> Any:
     """ema <- d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step)).
 
-    The bound lets a young average forget the random weights it started from; it reaches 0.9999 after
-    90,000 steps, so a run of the paper's length is not touched by it.
+    The bound lets a young average forget the random weights it started from; it reaches 0.9999
+    after 90,000 steps, so most of a run of the paper's length is not touched by it.
     """
     count = step.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + count) / (10 + count))

@@ -39,9 +39,7 @@ def make_train_step(
 
         def micro(total: Any, item: tuple[dict[str, Array], Array]) -> tuple[Any, Metrics]:
             part, index = item
-            (loss, metrics), grads = gradient(
-                params, frozen, part, jax.random.fold_in(key, index)
-            )
+            (loss, metrics), grads = gradient(params, frozen, part, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, grads), {"loss": loss, **metrics}
 
         # Strided rows, so that every micro-batch is spread over all devices as the batch is.

@@ -112,7 +112,10 @@ def load_stage(path: str | Path) -> Stage:
             )
         recipe = recipe_from_json(config.get("recipe", {}))
         params = _read_safetensors(folder / "model.safetensors", _abstract(recipe))
-        return Stage(recipe, params, tokenizer, config["step"], config["clip"])
+        step, clip_id = config.get("step"), config.get("clip")
+        if not isinstance(step, int) or not isinstance(clip_id, str):
+            raise UserError(f"{config_path} lacks its step or CLIP id: export the stage again")
+        return Stage(recipe, params, tokenizer, step, clip_id)
     recipe = recipe_from_json(config.get("recipe", {}))
     abstract = _abstract(recipe)
     here = SingleDeviceSharding(jax.local_devices()[0])

@@ -1,0 +1,33 @@
+"""The emoji diffusion prior: caption → CLIP image embedding.
+
+python train.py configs/emoji/prior.py --workdir runs/prior
+"""
+
+from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.transformer import TransformerConfig
+from unclip_jax.training.recipe import PriorRecipe
+
+config = PriorRecipe(
+    steps=3000,
+    batch_size=128,
+    ema_decay=0.999,
+    clip="runs/clip",
+    model=PriorConfig(
+        embedding_width=128,
+        text_width=192,
+        context_length=24,
+        transformer=TransformerConfig(width=256, depth=4, heads=4),
+    ),
+    data=DataConfig(source="emoji", split="train", image_size=64),
+    optim=OptimConfig(
+        learning_rate=5e-4,
+        schedule="cosine",
+        warmup_steps=100,
+        b2=0.96,
+        eps=1e-6,
+        weight_decay=6e-2,
+    ),
+    checkpoint=CheckpointConfig(every=500, keep=2),
+    log=LogConfig(every=25),
+)

@@ -1,0 +1,414 @@
+"""What must hold for any weights: what a condition may change and what it may not.
+
+Every network gets random weights everywhere: at its initialisation a U-Net returns zero, and every
+statement below would hold of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import Array
+
+from unclip_jax.errors import UserError
+from unclip_jax.models.clip import CLIP, CLIPConfig, normalize
+from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.models.layers import timestep_embedding
+from unclip_jax.models.prior import DiffusionPrior, PriorConfig
+from unclip_jax.models.text import TextConfig, text_mask
+from unclip_jax.models.transformer import Transformer, TransformerConfig
+from unclip_jax.models.unet import UNet, UNetConfig
+
+TEXT = TransformerConfig(width=8, depth=2, heads=2)
+UNET = UNetConfig(
+    image_size=8,
+    channels=8,
+    channel_mult=(1, 2),
+    depth=(1,),
+    attention_resolutions=(4,),
+    head_channels=8,
+    context_width=8,
+    groups=4,
+)
+DECODER = DecoderConfig(
+    unet=UNET, text=TextConfig(20, 6, TEXT), embedding_width=12, masks_padding=True
+)
+PRIOR = PriorConfig(12, 10, 6, TransformerConfig(width=16, depth=2, heads=2))
+VISION = TransformerConfig(width=16, depth=2, heads=2)
+CLIP_CONFIG = CLIPConfig(12, 8, 4, VISION, TEXT, vocab_size=20, context_length=6)
+
+# Start of text 18, end of text 19; captions of 3, 6 and 2 tokens.
+TOKENS = np.array([[18, 5, 19, 0, 0, 0], [18, 3, 4, 7, 9, 19], [18, 19, 0, 0, 0, 0]], np.int32)
+MASK = np.array(text_mask(jnp.asarray(TOKENS)))
+T = np.array([3, 500, 999], np.int32)
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def randomize(params: Any) -> Any:
+    """Every weight moved by 0.2 times a normal number."""
+    leaves, structure = jax.tree.flatten(params)
+    moved = [leaf + 0.2 * draw(i, *leaf.shape) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, moved)
+
+
+class Network:
+    """A module with random weights and inputs by name; calling it changes some of the inputs."""
+
+    def __init__(self, module: nn.Module, inputs: dict[str, np.ndarray]) -> None:
+        self.module, self.inputs = module, inputs
+        init = jax.jit(module.init)
+        self.params = randomize(init(jax.random.key(0), *inputs.values())["params"])
+        self.jitted = jax.jit(module.apply)
+
+    def __call__(self, apply: Callable | None = None, **changes: Any) -> np.ndarray:
+        inputs = (self.inputs | changes).values()
+        return np.asarray((apply or self.jitted)({"params": self.params}, *inputs))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Network:
+    inputs = {
+        "x": draw(1, 3, 8, 8, 3),
+        "t": T,
+        "embedding": np.asarray(normalize(jnp.asarray(draw(2, 3, 12)))),
+        "has_embedding": np.ones(3, bool),
+        "tokens": TOKENS,
+        "text_mask": MASK,
+    }
+    return Network(Decoder(DECODER), inputs)
+
+
+@pytest.fixture(scope="module")
+def prior() -> Network:
+    inputs = {
+        "noisy": draw(3, 3, 12),
+        "t": T,
+        "text_embedding": draw(4, 3, 12),
+        "text_states": draw(5, 3, 6, 10),
+        "text_mask": MASK,
+    }
+    return Network(DiffusionPrior(PRIOR), inputs)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5))
+
+
+def changed_rows(a: np.ndarray, b: np.ndarray) -> list[bool]:
+    return [not same(x, y) for x, y in zip(a, b, strict=True)]
+
+
+# -- text masks and timesteps
+
+
+def test_text_mask_ends_with_the_end_of_text() -> None:
+    assert MASK.sum(axis=1).tolist() == [3, 6, 2]
+    assert MASK[:, 0].all()
+
+
+def test_timestep_embedding_is_cosines_then_sines() -> None:
+    t, width = np.array([0, 7, 999]), 8
+    frequency = 10_000.0 ** (-np.arange(4) / 4)
+    angle = t[:, None] * frequency
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose(timestep_embedding(jnp.asarray(t), width), expected, atol=1e-4)
+
+
+# -- decoder
+
+
+@pytest.mark.parametrize("null", ["zero", "learned"])
+def test_a_dropped_embedding_has_no_influence(null: str, decoder: Network) -> None:
+    network = decoder
+    if null == "learned":
+        config = replace(DECODER, null_embedding="learned")  # type: ignore[arg-type]
+        network = Network(Decoder(config), decoder.inputs)
+    has = np.array([True, False, True])
+    other = -network.inputs["embedding"]
+    before, after = network(has_embedding=has), network(has_embedding=has, embedding=other)
+    assert changed_rows(before, after) == [True, False, True]
+    assert changed_rows(network(), before) == [False, True, False]
+
+
+def test_caption_reaches_the_picture_and_its_padding_does_not(decoder: Network) -> None:
+    word = TOKENS.copy()
+    word[:, 1] = [6, 6, 19]
+    assert changed_rows(decoder(), decoder(tokens=word)) == [True, True, False]
+    padding = np.where(MASK, TOKENS, 11)
+    assert same(decoder(), decoder(tokens=padding))
+
+
+def test_masked_context_has_no_influence(decoder: Network) -> None:
+    unet = Network(
+        UNet(UNET),
+        {
+            "x": decoder.inputs["x"],
+            "t": T,
+            "time_condition": draw(6, 3, 32),
+            "context": draw(7, 3, 6, 8),
+            "context_mask": MASK,
+        },
+    )
+    context = unet.inputs["context"]
+    hidden = np.where(MASK[..., None], context, context + 5)
+    assert same(unet(), unet(context=hidden))
+    shown = np.where(MASK[..., None], context + 5, context)
+    assert changed_rows(unet(), unet(context=shown)) == [True] * 3
+    nothing = unet(context_mask=np.zeros_like(MASK))
+    assert np.isfinite(nothing).all()
+    assert same(nothing, unet(context_mask=np.zeros_like(MASK), context=-context))
+    everything = unet(context_mask=np.ones_like(MASK))
+    assert same(everything, unet(context_mask=None))
+
+
+def test_padding_can_be_read_as_glide_does(decoder: Network) -> None:
+    """Without `masks_padding` the learned padding vectors are context like words."""
+    network = Network(Decoder(replace(DECODER, masks_padding=False)), decoder.inputs)
+    network.params = decoder.params
+    assert changed_rows(decoder(), network()) == [True, False, True]
+
+
+def test_decoders_row_depends_on_no_other_row(decoder: Network) -> None:
+    whole = decoder()
+    for row in range(3):
+        alone = {k: np.repeat(v[row : row + 1], 3, axis=0) for k, v in decoder.inputs.items()}
+        assert same(decoder(**alone)[0], whole[row])
+
+
+def test_decoder_depends_on_time(decoder: Network) -> None:
+    assert changed_rows(decoder(), decoder(t=T - 1)) == [True] * 3
+
+
+def test_decoders_embedding_scale_is_the_square_root_of_its_width() -> None:
+    assert DECODER.scale == pytest.approx(12**0.5)
+    assert replace(DECODER, embedding_scale=1.0).scale == 1.0
+
+
+# -- prior
+
+
+@pytest.mark.parametrize("name", ["text_embedding", "noisy", "t"])
+def test_prior_depends_on(name: str, prior: Network) -> None:
+    value = prior.inputs[name]
+    other = value - 1 if name == "t" else value + 0.5
+    assert changed_rows(prior(), prior(**{name: other})) == [True] * 3
+
+
+def test_prior_depends_on_its_query(prior: Network) -> None:
+    moved = Network(prior.module, prior.inputs)
+    moved.params = prior.params | {"query": prior.params["query"] + 1}
+    assert changed_rows(prior(), moved()) == [True] * 3
+
+
+def test_prior_reads_the_caption_and_not_its_padding(prior: Network) -> None:
+    states = prior.inputs["text_states"]
+    hidden = np.where(MASK[..., None], states, states + 5)
+    assert same(prior(), prior(text_states=hidden))
+    shown = np.where(MASK[..., None], states + 5, states)
+    assert changed_rows(prior(), prior(text_states=shown)) == [True] * 3
+
+
+def test_priors_row_depends_on_no_other_row(prior: Network) -> None:
+    whole = prior()
+    for row in range(3):
+        alone = {k: np.repeat(v[row : row + 1], 3, axis=0) for k, v in prior.inputs.items()}
+        assert same(prior(**alone)[0], whole[row])
+
+
+@pytest.mark.parametrize("width", [256, 512, 640, 768, 1024, 1280])
+def test_priors_scale(width: int) -> None:
+    expected = {256: 8.60, 512: 12.16, 640: 13.60, 768: 14.90, 1024: 17.2, 1280: 19.23}
+    assert round(PriorConfig(width).scale, 2) == expected[width]
+
+
+def test_causal_mask_lets_nothing_through_from_later() -> None:
+    from unclip_jax.models.transformer import causal_mask
+
+    tower, x = Transformer(VISION), draw(8, 2, 5, 16)
+    params = randomize(tower.init(jax.random.key(0), x)["params"])
+    later = x.copy()
+    later[:, 3:] += 1
+    mask = causal_mask(5)
+    before, after = (tower.apply({"params": params}, v, mask) for v in (x, later))
+    assert same(np.asarray(before)[:, :3], np.asarray(after)[:, :3])  # type: ignore[index]
+    assert not same(np.asarray(before)[:, 3], np.asarray(after)[:, 3])  # type: ignore[index]
+
+
+# -- CLIP
+
+
+@pytest.fixture(scope="module")
+def clip() -> Network:
+    inputs = {"images": np.tanh(draw(9, 3, 8, 8, 3)), "tokens": TOKENS}
+    network = Network(CLIP(CLIP_CONFIG), inputs)
+    network.jitted = jax.jit(lambda *a: jnp.stack([(o := CLIP(CLIP_CONFIG).apply(*a))["image"], o["text"]], 1))  # type: ignore[index]  # fmt: skip
+    return network
+
+
+def test_clips_embeddings_have_unit_norm(clip: Network) -> None:
+    np.testing.assert_allclose(np.linalg.norm(clip(), axis=-1), 1, rtol=1e-5)
+
+
+def test_clips_text_ignores_what_follows_the_end_of_text(clip: Network) -> None:
+    padding = np.where(MASK, TOKENS, 11)
+    assert same(clip(), clip(tokens=padding))
+    word = TOKENS.copy()
+    word[:, 1] = [6, 6, 19]
+    after = clip(tokens=word)
+    assert changed_rows(clip()[:, 1], after[:, 1]) == [True, True, False]
+    assert same(clip()[:, 0], after[:, 0])
+
+
+def test_clips_row_depends_on_no_other_row(clip: Network) -> None:
+    whole = clip()
+    for row in range(3):
+        alone = {k: np.repeat(v[row : row + 1], 3, axis=0) for k, v in clip.inputs.items()}
+        assert same(clip(**alone)[0], whole[row])
+
+
+def test_normalize_keeps_a_zero_vector() -> None:
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(normalize(x), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+# -- how it is computed
+
+
+@pytest.mark.parametrize("name", ["decoder", "prior", "clip"])
+def test_jit_equals_no_jit(name: str, request: pytest.FixtureRequest) -> None:
+    network: Network = request.getfixturevalue(name)
+    with jax.disable_jit():
+        plain = network()
+    assert same(network(), plain)
+
+
+def in_bfloat16(config: Any) -> Any:
+    if isinstance(config, DecoderConfig):
+        text = replace(config.text, transformer=in_bfloat16(config.text.transformer))
+        return replace(config, unet=in_bfloat16(config.unet), text=text)
+    if isinstance(config, PriorConfig):
+        return replace(config, transformer=in_bfloat16(config.transformer))
+    return replace(config, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("name", ["decoder", "prior"])
+def test_bfloat16_is_close_to_float32(name: str, request: pytest.FixtureRequest) -> None:
+    network: Network = request.getfixturevalue(name)
+    config = in_bfloat16(network.module.config)  # type: ignore[attr-defined]
+    low = type(network.module)(config)  # type: ignore[call-arg]
+    exact, rounded = network(), network(jax.jit(low.apply))
+    assert rounded.dtype == np.float32
+    error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+    assert 1e-5 < error < 0.05
+    shapes = jax.eval_shape(low.init, jax.random.key(0), *network.inputs.values())
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def value_and_gradient(module: nn.Module, params: Any, *inputs: Array) -> Any:
+    def loss(params: Any) -> Array:
+        return jnp.sum(jnp.sin(module.apply({"params": params}, *inputs)))  # type: ignore[arg-type]
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_same_gradients(plain: nn.Module, saving: nn.Module, params: Any, *inputs: Any) -> None:
+    expected = value_and_gradient(plain, params, *inputs)
+    found = value_and_gradient(saving, params, *inputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), expected, found
+    )
+    assert any(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(expected[1]))
+
+
+@pytest.mark.parametrize("remat", ["block", "dots"])
+def test_remat_changes_neither_values_nor_gradients(remat: str) -> None:
+    x = draw(8, 2, 5, 16)
+    plain, saving = Transformer(VISION), Transformer(replace(VISION, remat=remat))  # type: ignore[arg-type]
+    params = randomize(plain.init(jax.random.key(0), x)["params"])
+    assert_same_gradients(plain, saving, params, x, None)
+
+
+def test_remat_of_the_unet_changes_neither_values_nor_gradients(decoder: Network) -> None:
+    saving = Decoder(replace(DECODER, unet=replace(UNET, remat="block")))
+    inputs = decoder.inputs.values()
+    assert_same_gradients(decoder.module, saving, decoder.params, *inputs)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    tower, x = Transformer(replace(VISION, dropout=0.5)), draw(8, 2, 5, 16)
+    params = {"params": randomize(tower.init(jax.random.key(0), x)["params"])}
+    rngs = [{"dropout": jax.random.key(i)} for i in range(2)]
+    one, other = (np.asarray(tower.apply(params, x, train=True, rngs=r)) for r in rngs)
+    assert not same(one, other)
+    still = np.asarray(tower.apply(params, x))
+    assert same(still, np.asarray(Transformer(VISION).apply(params, x)))
+
+
+# -- U-Net options
+
+
+def test_middle_attention_can_be_left_out() -> None:
+    config = replace(UNET, context_width=None)
+    without = replace(config, has_middle_attention=False)
+    x, t = draw(1, 1, 8, 8, 3), np.array([5], np.int32)
+    shapes = [jax.eval_shape(UNet(c).init, jax.random.key(0), x, t) for c in (config, without)]
+    names = [set(shape["params"]) for shape in shapes]
+    assert names[0] - names[1] == {"middle_attention"} and names[1] < names[0]
+
+
+def test_unet_without_attention_is_local() -> None:
+    """Convolutions only: it runs at a multiple of its size, and a far pixel has no influence.
+
+    GroupNorm's statistics are global, so that the far pixel is moved within a constant picture whose
+    statistics hardly feel it.
+    """
+    config = replace(UNET, context_width=None, attention_resolutions=(), has_middle_attention=False)
+    x, t = draw(1, 1, 8, 8, 3), np.array([5], np.int32)
+    net = Network(UNet(config), {"x": x, "t": t})
+    assert not any("attention" in name for name in net.params)
+    large = np.tile(x, (1, 2, 4, 1))
+    found = net(x=large)
+    assert found.shape == (1, 16, 32, 6)
+    # A torus would repeat exactly; with zero padding only the inside of the tiles does.
+    np.testing.assert_allclose(found[:, :, 8:16], found[:, :, 16:24], rtol=0.2, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"depth": (1, 2, 3)}, "depth"),
+        ({"image_size": 9}, "image_size"),
+        ({"groups": 3}, "groups"),
+    ],
+)
+def test_a_unet_that_cannot_be_built_is_refused(change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        replace(UNET, **change)
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match="head"):
+        replace(UNET, heads=3).num_heads(16)
+    with pytest.raises(UserError, match="head"):  # 12 is one head of 8 and a half
+        replace(UNET, head_channels=8).num_heads(12)
+    with pytest.raises(UserError, match="heads"):
+        TransformerConfig(width=10, heads=4)
+    assert replace(UNET, heads=2).num_heads(12) == 2
+    assert replace(UNET, head_channels=8).num_heads(24) == 3
+
+
+def test_other_wrong_shapes_are_refused() -> None:
+    with pytest.raises(UserError, match="patch_size"):
+        replace(CLIP_CONFIG, patch_size=3)
+    with pytest.raises(UserError, match="context_width"):
+        replace(DECODER, unet=replace(UNET, context_width=16))

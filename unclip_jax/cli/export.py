@@ -1,0 +1,81 @@
+"""unclip export --clip RUN --prior RUN --decoder RUN --out FOLDER: a model that others can load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from unclip_jax.cli.overrides import parse
+from unclip_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The averaged weights of runs as safetensors with configs, a folder for each stage."""
+
+    clip: str | None = None
+    """Run folder of the CLIP."""
+    prior: str | None = None
+    """Run folder of the prior."""
+    decoder: str | None = None
+    """Run folder of the decoder."""
+    out: str = "model"
+    """Folder of the model; stages that it has already are replaced."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the stored weights."""
+    prior_steps: int = 64
+    """Default denoising steps of the prior."""
+    prior_guidance: float = 1.0
+    """Default guidance scale of the prior."""
+    steps: int = 50
+    """Default denoising steps of the decoder (DDIM)."""
+    guidance: float = 3.0
+    """Default guidance scale of the decoder."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the folder; returns the exit code."""
+    options = parse(ExportOptions, arguments, default=None, program="unclip export")
+    runs = {"clip": options.clip, "prior": options.prior, "decoder": options.decoder}
+    named = {stage: path for stage, path in runs.items() if path is not None}
+    if not named:
+        raise UserError("there is nothing to export: name a run with --clip, --prior or --decoder")
+    from unclip_jax.cli.runtime import prepare_jax
+
+    prepare_jax()
+    from unclip_jax.config import to_dict
+    from unclip_jax.diffusion.samplers import SamplerConfig
+    from unclip_jax.generation import SamplingConfig
+    from unclip_jax.training.recipe import stage_of
+    from unclip_jax.training.weights import load_stage, save_stage
+
+    stages = {name: load_stage(path) for name, path in named.items()}
+    for name, stage in stages.items():
+        if stage_of(stage.recipe) != name:
+            raise UserError(f"--{name} {named[name]} holds a {stage_of(stage.recipe)}")
+    ids = {name: stage.clip_id for name, stage in stages.items()}
+    if len(set(ids.values())) > 1:
+        raise UserError(f"these stages were trained for different CLIPs: {ids}")
+    out = Path(options.out)
+    for name, stage in stages.items():
+        save_stage(stage, out / name, options.dtype)
+        size = (out / name / "model.safetensors").stat().st_size / 1e6
+        print(f"{name}: step {stage.step}, {size:.1f} MB in {out / name}")
+    default = SamplingConfig()
+    sampling = SamplingConfig(
+        prior=SamplerConfig(
+            method=default.prior.method,
+            num_steps=options.prior_steps,
+            thresholding="none",
+            guidance_scale=options.prior_guidance,
+        ),
+        decoder=SamplerConfig(
+            method="ddim", num_steps=options.steps, guidance_scale=options.guidance
+        ),
+    )
+    text = json.dumps(to_dict(sampling), indent=1) + "\n"
+    (out / "sampling.json").write_text(text, encoding="utf-8")
+    return 0

@@ -1,0 +1,167 @@
+"""sample.py VERB ...: pictures on disk from a trained model. The verb so far: text."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.cli.overrides import parse
+from unclip_jax.errors import UserError
+
+VERBS = ("text",)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Pictures from text: PNGs with their metadata, and a grid with a row for each prompt."""
+
+    prompt: tuple[str, ...]
+    """What to draw; several prompts in quotes."""
+    prompts: str | None = None
+    """File of prompts: .txt, one a line, # for comments; .jsonl, objects with "prompt"."""
+    model: str = "emoji"
+    """A shipped model, or a folder with clip/, prior/ and decoder/."""
+    clip: str | None = None
+    """A run or folder that takes the place of the model's CLIP. Name all three, or none."""
+    prior: str | None = None
+    """A run or folder that takes the place of the model's prior."""
+    decoder: str | None = None
+    """A run or folder that takes the place of the model's decoder."""
+    num_images: int = 4
+    """Pictures a prompt."""
+    seed: int = 0
+    """Picture i of a prompt is the same for the same seed, whatever else is drawn."""
+    steps: int | None = None
+    """Denoising steps of the decoder; None is the model's own."""
+    guidance: float | None = None
+    """Guidance scale of the decoder: 1 follows the model, more follows the prompt harder."""
+    prior_steps: int | None = None
+    """Denoising steps of the prior."""
+    prior_guidance: float | None = None
+    """Guidance scale of the prior."""
+    candidates: int | None = None
+    """Image embeddings drawn a picture; the one nearest to the text is kept."""
+    batch_size: int | None = None
+    """Pictures a device and call."""
+    out: str = "out"
+    """Folder for the pictures."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "steps", "prior_steps", "candidates", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a verb; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: sample.py VERB ...\n\nverbs: {', '.join(VERBS)}\n\n{__doc__}")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"verb {verb!r} is unknown: choose one of {', '.join(VERBS)}")
+    options = parse(TextOptions, rest, default=None, program="sample.py text")
+    prompts = list(options.prompt)
+    if options.prompts is not None:
+        prompts += read_prompts(Path(options.prompts))
+    if not prompts:
+        raise UserError('there is no prompt: sample.py text "a red apple, 3d style", or --prompts')
+    return _draw(options, prompts)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a .txt or .jsonl file, in order.
+
+    Raises:
+        UserError: the file cannot be read, a line is not what its kind asks for, or none is there.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path} cannot be read: {error}") from error
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"--prompts {path}: give a .txt file or a .jsonl file")
+    read = _json_prompts if path.suffix == ".jsonl" else _text_prompts
+    prompts = list(read(path, lines))
+    if not prompts:
+        raise UserError(f"--prompts {path} holds no prompt: write one a line")
+    return prompts
+
+
+def _text_prompts(path: Path, lines: list[str]) -> Iterator[str]:
+    for line in lines:
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield line.strip()
+
+
+def _json_prompts(path: Path, lines: list[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number} is not JSON ({error})") from None
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f'{path}:{number} has no text in "prompt": write {{"prompt": "..."}}')
+        yield prompt.strip()
+
+
+def _draw(options: TextOptions, prompts: list[str]) -> int:
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    from unclip_jax.cli.runtime import prepare_jax
+
+    prepare_jax()
+    from unclip_jax.pipeline import UnCLIP
+
+    began = time.monotonic()
+    own = {"clip": options.clip, "prior": options.prior, "decoder": options.decoder}
+    named = {stage: path for stage, path in own.items() if path is not None}
+    if 0 < len(named) < 3:
+        raise UserError("name --clip, --prior and --decoder together, or none of them")
+    unclip = UnCLIP.load(named or options.model)
+    sampling = _sampling(options, unclip.sampling)
+    total = len(prompts) * options.num_images
+    say(f"{total} pictures, {len(prompts)} prompts; compiling on the first call ...")
+
+    def on_stage(name: str) -> None:
+        say(f"{name} ({time.monotonic() - began:.1f} s since the start)")
+
+    samples = unclip.text_to_image(prompts, options.num_images, options.seed, sampling, on_stage)
+    paths = samples.save(out, columns=options.num_images)
+    seconds = time.monotonic() - began
+    print(f"{total} pictures in {out}, grid in {paths[-1]} ({seconds:.1f} s)")
+    return 0
+
+
+def _sampling(options: TextOptions, default: Any) -> Any:
+    """The model's sampling with what the command line says on top."""
+
+    def changed(config: Any, **values: Any) -> Any:
+        return replace(config, **{name: v for name, v in values.items() if v is not None})
+
+    return changed(
+        default,
+        prior=changed(
+            default.prior, num_steps=options.prior_steps, guidance_scale=options.prior_guidance
+        ),
+        decoder=changed(default.decoder, num_steps=options.steps, guidance_scale=options.guidance),
+        num_candidates=options.candidates,
+        batch_size=options.batch_size,
+    )
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)

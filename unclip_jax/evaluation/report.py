@@ -1,0 +1,133 @@
+"""The whole evaluation of a model on the emoji: which measurements are made, on what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unclip_jax.config import to_dict
+from unclip_jax.data.images import save_png
+from unclip_jax.errors import UserError
+from unclip_jax.evaluation.decoder_scores import DecoderScores, measure_decoder
+from unclip_jax.evaluation.encoders import Say
+from unclip_jax.evaluation.pictures import Pictures, choose_prompts, find_prompts, load_pictures
+from unclip_jax.evaluation.prior_scores import PriorScores, measure_prior
+from unclip_jax.evaluation.retrieval import RetrievalScores, measure_retrieval
+from unclip_jax.evaluation.table import to_markdown
+from unclip_jax.pipeline import UnCLIP
+from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe
+
+RETRIEVAL_SPLITS = ("test_cells", "test", "train")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured, as it goes into evaluation.json."""
+
+    model: str
+    clip_id: str
+    steps: dict[str, int]
+    """Optimiser steps of each stage."""
+    seed: int
+    retrieval: tuple[RetrievalScores, ...]
+    prior: PriorScores | None
+    decoder: DecoderScores | None
+
+
+@dataclass(frozen=True)
+class Material:
+    """The true pictures that a model is measured on."""
+
+    splits: dict[str, Pictures]
+    """test_cells, test and as many pictures of train as test_cells has."""
+    known: Pictures | None
+    """What the decoder was trained on, at its own size; None without one."""
+    prompts: tuple[int, ...] = ()
+    """Rows of `known`."""
+
+
+def load_material(unclip: UnCLIP, num_prompts: int, prompts: Sequence[str]) -> Material:
+    """The pictures for `evaluate`, drawn into the cache first where they are not there.
+
+    Args:
+        num_prompts: prompts for the decoder, chosen evenly, unless `prompts` names them.
+    Raises:
+        UserError: the decoder was not trained on the emoji, or does not know a prompt.
+    """
+    known, rows = None, []
+    if unclip.prior is not None and unclip.decoder is not None:
+        recipe = unclip.decoder.recipe
+        assert isinstance(recipe, DecoderRecipe)
+        if recipe.data.source != "emoji":
+            raise UserError(
+                f"the decoder was trained on {recipe.data.source!r}, and the prompts are emoji: "
+                "name --clip and --prior only"
+            )
+        known = load_pictures("train", recipe.model.unet.image_size, recipe.data.concepts)
+        facts = known.facts
+        rows = find_prompts(facts, prompts) if prompts else choose_prompts(facts, num_prompts)
+    assert isinstance(unclip.clip.recipe, CLIPRecipe)
+    size = unclip.clip.recipe.model.image_size
+    splits = {split: load_pictures(split, size) for split in ("test_cells", "test")}
+    splits["train"] = load_pictures("train", size, limit=len(splits["test_cells"].facts))
+    return Material(splits, known, tuple(rows))
+
+
+def evaluate(
+    unclip: UnCLIP, material: Material, *, seed: int, per_prompt: int, say: Say
+) -> tuple[Evaluation, dict[float, np.ndarray]]:
+    """Everything that the stages at hand allow; the same numbers for the same seed.
+
+    Args:
+        per_prompt: pictures that the decoder draws for each prompt.
+        say: told about the progress.
+    Returns:
+        the numbers, and a grid of pictures for each guidance scale of the decoder.
+    """
+    retrieval = []
+    for split in RETRIEVAL_SPLITS:
+        pictures = material.splits[split]
+        say(f"CLIP: {len(pictures.facts)} pictures of {split}")
+        retrieval.append(measure_retrieval(unclip, split, pictures))
+    prior = None
+    if unclip.prior is not None:
+        prior = measure_prior(unclip, "test_cells", material.splits["test_cells"], seed, say)
+    decoder, grids = None, {}
+    if material.known is not None:
+        decoder, grids = measure_decoder(
+            unclip, material.known, material.prompts, seed, per_prompt, say
+        )
+    stages = {"clip": unclip.clip, "prior": unclip.prior, "decoder": unclip.decoder}
+    result = Evaluation(
+        model=unclip.name,
+        clip_id=unclip.clip.clip_id,
+        steps={name: stage.step for name, stage in stages.items() if stage is not None},
+        seed=seed,
+        retrieval=tuple(retrieval),
+        prior=prior,
+        decoder=decoder,
+    )
+    return result, grids
+
+
+def save_evaluation(out: Path, result: Evaluation, grids: dict[float, np.ndarray]) -> str:
+    """evaluation.json, evaluation.md and a PNG for each grid; returns the text of evaluation.md.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    text = to_markdown(to_dict(result))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        data = json.dumps(to_dict(result), indent=1, ensure_ascii=False) + "\n"
+        (out / "evaluation.json").write_text(data, encoding="utf-8")
+        (out / "evaluation.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+    for guidance, grid in grids.items():
+        save_png(out / f"samples_guidance_{guidance:g}.png", grid)
+    return text
