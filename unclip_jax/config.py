@@ -31,7 +31,7 @@ class DataConfig:
     image_size: int = 64
     """Side of the square training picture in pixels."""
     concepts: tuple[str, ...] = ()
-    """Emoji only: the base concepts to keep, by name; empty keeps all."""
+    """Emoji only (other sources ignore it): the base concepts to keep, by name; empty keeps all."""
     variants: bool = False
     """Emoji only: also the pictures with a skin tone. The default yellow ones and both genders of a
     role ("woman astronaut") are always in."""

@@ -9,15 +9,15 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipe import PriorRecipe
 
 config = PriorRecipe(
-    steps=3000,
-    batch_size=128,
-    ema_decay=0.999,
+    steps=1500,
+    batch_size=64,
+    ema_decay=0.997,
     clip="runs/clip",
     model=PriorConfig(
         embedding_width=128,
         text_width=192,
         context_length=24,
-        transformer=TransformerConfig(width=256, depth=4, heads=4),
+        transformer=TransformerConfig(width=192, depth=4, heads=4),
     ),
     data=DataConfig(source="emoji", split="train", image_size=64),
     optim=OptimConfig(

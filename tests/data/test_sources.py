@@ -102,7 +102,6 @@ def test_a_folder_trains(tmp_path: Path) -> None:
         ({"source": "list2"}, r"captions.jsonl, line 1: expected"),
         ({"source": "latin"}, r"p.txt: cannot be read as UTF-8"),
         ({"source": "bare", "split": "test"}, "has only 'train'"),
-        ({"source": "bare", "concepts": ("owl",)}, "data.concepts is for data.source 'emoji'"),
         ({"source": "none*.tar"}, "no file matches"),
         ({"source": "text.tar"}, "not a tar file"),
         ({"source": "zeros.tar"}, "no picture with a caption"),

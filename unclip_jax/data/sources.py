@@ -20,8 +20,6 @@ def open_source(config: DataConfig) -> Source:
     """
     if config.source == "emoji":
         return EmojiSource(config)
-    if config.concepts:
-        raise UserError(f"data.concepts is for data.source 'emoji', not {config.source!r}")
     if config.source.startswith("tfds:"):
         return TfdsSource(config)
     if config.split != "train":

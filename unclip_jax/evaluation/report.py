@@ -29,6 +29,7 @@ class Evaluation:
     """All that was measured, as it goes into evaluation.json."""
 
     model: str
+    """Name of the model or of its folder; empty for stages that were named one by one."""
     clip_id: str
     steps: dict[str, int]
     """Optimiser steps of each stage."""
@@ -103,7 +104,7 @@ def evaluate(
         )
     stages = {"clip": unclip.clip, "prior": unclip.prior, "decoder": unclip.decoder}
     result = Evaluation(
-        model=unclip.name,
+        model=Path(unclip.name).name,
         clip_id=unclip.clip.clip_id,
         steps={name: stage.step for name, stage in stages.items() if stage is not None},
         seed=seed,

@@ -103,7 +103,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=c.depth,
         )
         x_BTD, _ = scan(c, train, name="blocks")(x_BTD.astype(c.dtype), mask)

@@ -22,11 +22,13 @@ class Checkpoints:
         self._folder = workdir / "checkpoints"
         self._pending: Any = None
         policies = ocp.training.preservation_policies
+        decisions = ocp.training.save_decision_policies
         self._orbax = ocp.training.Checkpointer(
             str(self._folder.absolute()),
-            # The loop decides when; every save is forced.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.LatestN(keep),
+            # The loop decides when; every save is forced. Orbax's policies miss their own protocol
+            # by the name of an argument's type.
+            save_decision_policy=decisions.FixedIntervalPolicy(1),  # pyright: ignore
+            preservation_policy=policies.LatestN(keep),  # pyright: ignore
             cleanup_tmp_directories=True,
         )
 

@@ -281,7 +281,7 @@ def _check_same_run(recipe: Recipe, workdir: Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): use another --workdir") from error
     old, new = _flat(recipe_to_json(saved)), _flat(recipe_to_json(recipe))
-    for name in sorted(old.keys() | new.keys()):
+    for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "stage", name)):
         top, _, rest = name.partition(".")
         if top in _FREE or (top == "data" and rest in _FREE_DATA):
             continue

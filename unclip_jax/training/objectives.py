@@ -70,7 +70,7 @@ def make_clip_objective(recipe: CLIPRecipe) -> Objective:
     def objective(
         params: Params, frozen: Params, batch: dict[str, Array], key: Array
     ) -> tuple[Array, Metrics]:
-        out = model.apply(
+        out: Any = model.apply(
             {"params": params},
             to_float(batch["image"]),
             batch["tokens"],
@@ -109,7 +109,7 @@ def make_prior_objective(
         text, states = clip.apply({"params": frozen}, tokens, method=CLIP.encode_text)
 
         def predict(xt: Array, t: Array) -> Array:
-            return model.apply(
+            output: Any = model.apply(
                 {"params": params},
                 xt,
                 t,
@@ -119,6 +119,7 @@ def make_prior_objective(
                 train=True,
                 rngs={"dropout": dropout_key},
             )
+            return output
 
         x0 = embedding * recipe.model.scale
         loss, metrics, predicted = _denoise(recipe.diffusion, schedule, noise_key, x0, predict)
@@ -149,7 +150,7 @@ def make_decoder_objective(
         embedding = encode_image(clip, frozen, batch["image"])
 
         def predict(xt: Array, t: Array) -> Array:
-            return model.apply(
+            output: Any = model.apply(
                 {"params": params},
                 xt,
                 t,
@@ -160,6 +161,7 @@ def make_decoder_objective(
                 train=True,
                 rngs={"dropout": dropout_key},
             )
+            return output
 
         loss, metrics, _ = _denoise(recipe.diffusion, schedule, noise_key, x0, predict)
         return loss, metrics
@@ -205,7 +207,7 @@ def encode_image(clip: CLIP, params: Params, images: Array) -> Array:
     x = to_float(images)
     if x.shape[1:3] != (size, size):
         x = jax.image.resize(x, (x.shape[0], size, size, 3), "cubic")
-    embedding = clip.apply({"params": params}, x, method=CLIP.encode_image)
+    embedding: Any = clip.apply({"params": params}, x, method=CLIP.encode_image)
     return jax.lax.stop_gradient(normalize(embedding))
 
 

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From the SVG sources to the shipped model, no step by hand: CLIP, prior, decoder, export.
+#
+#   scripts/train_emoji.sh [RUNS] [MODEL]     defaults: runs, unclip_jax/assets/models/emoji
+#
+# Killed and started again, it continues. About 90 minutes on two CPU cores, minutes on a GPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+runs=${1:-runs}
+model=${2:-unclip_jax/assets/models/emoji}
+python=${PYTHON:-python}
+
+"$python" train.py configs/emoji/clip.py --workdir "$runs/clip"
+"$python" train.py configs/emoji/prior.py --workdir "$runs/prior" --clip "$runs/clip"
+"$python" train.py configs/emoji/decoder.py --workdir "$runs/decoder" --clip "$runs/clip"
+"$python" -m unclip_jax export --clip "$runs/clip" --prior "$runs/prior" \
+    --decoder "$runs/decoder" --out "$model"
