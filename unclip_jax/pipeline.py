@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,8 @@ from unclip_jax.samples import Samples
 from unclip_jax.training.objectives import encode_image
 from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe, PriorRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
-from unclip_jax.training.weights import Stage, load_stage
+from unclip_jax.training.weights import SHIPPED, Stage, load_stage, shipped_model
 
-SHIPPED = ("emoji",)
 STAGES = ("clip", "prior", "decoder")
 
 
@@ -271,9 +269,7 @@ def _micro_batches(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[tupl
 
 def _find_model(source: str | Path) -> Path:
     """The folder of a shipped model, or the given one."""
-    if str(source) in SHIPPED:
-        return Path(str(resources.files("unclip_jax") / "assets" / "models" / str(source)))
-    folder = Path(source).expanduser()
+    folder = shipped_model(source) or Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(
             f"model {source} is neither a folder nor shipped: give a folder with clip/, prior/ and "

@@ -78,13 +78,27 @@ CONCEPTS = (
     "yellow heart",
     "broken heart",
     "yellow circle",
+    "elephant",
+    "fox",
+    "dolphin",
+    "crab",
+    "snowman",
+    "cloud",
+    "sailboat",
+    "camera",
+    "television",
+    "headphone",
+    "bell",
+    "candle",
+    "bomb",
+    "door",
 )
 
 config = DecoderRecipe(
-    steps=2500,
+    steps=2000,
     batch_size=16,
     ema_decay=0.998,
-    clip="runs/clip",
+    clip="emoji",
     model=DecoderConfig(
         unet=UNetConfig(
             image_size=64,
@@ -111,7 +125,7 @@ config = DecoderRecipe(
     checkpoint=CheckpointConfig(every=200, keep=2),
     log=LogConfig(
         every=20,
-        preview_every=500,
+        preview_every=1000,
         preview_prompts=(
             "red apple, 3d style",
             "red apple, noto style",

@@ -248,7 +248,7 @@ def unet_from_adm(weights: Weights, config: UNetConfig) -> Tree:
 
 
 def unet_from_diffusers(weights: Weights, config: UNetConfig) -> Tree:
-    """diffusers' UNet2DConditionModel with added keys and values, as Karlo has it, or UNet2DModel."""
+    """diffusers' UNet2DConditionModel with added keys and values (Karlo), or UNet2DModel."""
 
     def attention(name: str) -> Tree:
         return {
@@ -275,7 +275,7 @@ def unet_from_diffusers(weights: Weights, config: UNetConfig) -> Tree:
 
 
 def prior_from_diffusers(weights: Weights) -> Tree:
-    """diffusers' PriorTransformer → params of `DiffusionPrior`; the statistics of CLIP stay behind."""
+    """diffusers' PriorTransformer → params of `DiffusionPrior`; CLIP's statistics stay behind."""
     blocks = []
     while f"transformer_blocks.{len(blocks)}.norm1.weight" in weights:
         block = f"transformer_blocks.{len(blocks)}"

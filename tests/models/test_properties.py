@@ -391,9 +391,7 @@ def test_middle_attention_can_be_left_out() -> None:
 
 
 def test_unet_without_attention_runs_at_multiples_of_its_size() -> None:
-    config = replace(
-        UNET, context_width=None, attention_resolutions=(), has_middle_attention=False
-    )
+    config = replace(UNET, context_width=None, attention_resolutions=(), has_middle_attention=False)
     t = np.array([5], np.int32)
     net = Network(UNet(config), {"x": draw(1, 1, 8, 8, 3), "t": t})
     assert not any("attention" in name for name in net.params)

@@ -73,7 +73,9 @@ def test_clip_objective_is_the_loss_of_its_networks(loss: Any, frozen: Any) -> N
     batch = toys.batch(4)
     objective = make_clip_objective(toys.recipe("clip", loss=loss))
     value, metrics = jax.jit(objective)(frozen, {}, batch, KEY)
-    out: Any = CLIP(CLIP_CONFIG).apply({"params": frozen}, to_float(batch["image"]), batch["tokens"])
+    out: Any = CLIP(CLIP_CONFIG).apply(
+        {"params": frozen}, to_float(batch["image"]), batch["tokens"]
+    )
     pair = (out["image"], out["text"], out["logit_scale"])
     expected = softmax_loss(*pair) if loss == "softmax" else sigmoid_loss(*pair, out["logit_bias"])
     assert value == pytest.approx(float(expected[0]), rel=1e-4)
@@ -226,5 +228,7 @@ def test_losses_depend_on_the_key_alone(frozen: Any) -> None:
     recipe = toys.prior_recipe()
     params = toys.random_like(jax.eval_shape(lambda: init_params(recipe, KEY)))
     objective = jax.jit(make_prior_objective(recipe, CLIP_CONFIG, EMPTY))
-    losses = [float(objective(params, frozen, toys.batch(4), jax.random.key(i))[0]) for i in (0, 1, 0)]
+    losses = [
+        float(objective(params, frozen, toys.batch(4), jax.random.key(i))[0]) for i in (0, 1, 0)
+    ]
     assert losses[0] == losses[2] != losses[1]

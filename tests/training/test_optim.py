@@ -31,12 +31,16 @@ def test_decay_leaves_gains_and_biases_alone(stage: str) -> None:
     mask = flatten(decay_mask(shapes_of(stage)))
     decayed = {name.split("/")[-1] for name, applies in mask.items() if applies}
     spared = {name.split("/")[-1] for name, applies in mask.items() if not applies}
-    assert {"kernel"} <= decayed <= {
-        "kernel",
-        "embedding",
-        "positional_embedding",
-        "padding_embedding",
-    }
+    assert (
+        {"kernel"}
+        <= decayed
+        <= {
+            "kernel",
+            "embedding",
+            "positional_embedding",
+            "padding_embedding",
+        }
+    )
     assert {"bias", "scale"} <= spared and not spared & decayed
     stacked = [name for name in mask if "/blocks/" in name and name.endswith("bias")]
     assert stacked and not any(mask[name] for name in stacked)

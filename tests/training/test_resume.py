@@ -34,10 +34,7 @@ class Runs:
         self.folder, self.pictures = folder, toys.write_pictures(folder / "pictures")
 
     def recipe(self, stage: str, steps: int, **changes: Any) -> Any:
-        data = {"source": str(self.pictures), "threads": 1}
-        clip = {} if stage == "clip" else {"clip": str(self.folder / "clip")}
-        settings = {"log": {"every": 1, "preview_every": 0}, "checkpoint": {"every": 2, "keep": 3}}
-        return toys.recipe(stage, steps=steps, data=data, **clip, **{**settings, **changes})
+        return toys.on_folder(stage, self.folder, steps, **changes)
 
     def train(self, stage: str, steps: int, name: str | None = None, **changes: Any) -> Any:
         return train(self.recipe(stage, steps, **changes), self.folder / (name or stage))
@@ -50,7 +47,9 @@ class Runs:
         )
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         checkpoints = Checkpoints(self.folder / name, keep=3)
-        state = checkpoints.restore(step, with_shardings(shapes, jax.tree.map(lambda _: here, shapes)))
+        state = checkpoints.restore(
+            step, with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
+        )
         checkpoints.close()
         return state
 
@@ -83,7 +82,9 @@ def test_two_steps_and_two_more_equal_four(stage: str, runs: Runs) -> None:
 def test_training_moves_weights_and_average(runs: Runs) -> None:
     before, after = runs.state("decoder", "decoder", 2), runs.state("decoder", "decoder", 4)
     for old, new in ((before.params, after.params), (before.ema_params, after.ema_params)):
-        moved = [bool(np.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True)]
+        moved = [
+            bool(np.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True)
+        ]
         assert np.mean(moved) > 0.9
 
 
@@ -147,6 +148,16 @@ def test_a_checkpoint_that_is_not_complete_does_not_count(runs: Runs) -> None:
     )
 
 
+def test_a_damaged_checkpoint_is_not_continued(runs: Runs) -> None:
+    runs.train("prior", 2, "prior_damaged")
+    state = runs.folder / "prior_damaged" / "checkpoints" / "2" / "state"
+    for file in state.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoints/2 .* is damaged") as found:
+        runs.train("prior", 4, "prior_damaged")
+    assert "\n" not in str(found.value) and len(str(found.value)) < 600
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "words"),
     [
@@ -196,8 +207,6 @@ def test_sigterm_saves_and_the_same_command_continues(runs: Runs, repository: Pa
     assert step is not None and step > 3 and f"step {step}: saved" in errors
 
     settings = {"log": {"every": 1}, "checkpoint": {"every": 10}}
-    recipe = toys.recipe(
-        "clip", steps=step + 1, data={"source": str(runs.pictures)}, **settings
-    )
+    recipe = toys.recipe("clip", steps=step + 1, data={"source": str(runs.pictures)}, **settings)
     assert train(recipe, workdir) == (step + 1, None)
     assert [row["step"] for row in runs.rows("clip_killed")] == list(range(1, step + 2))

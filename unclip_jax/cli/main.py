@@ -42,7 +42,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

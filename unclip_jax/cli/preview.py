@@ -27,10 +27,10 @@ def make_preview(recipe: Any) -> Preview | None:
     from unclip_jax.diffusion.samplers import SamplerConfig
     from unclip_jax.generation import SamplingConfig, image_keys
     from unclip_jax.pipeline import UnCLIP
-    from unclip_jax.training.weights import load_stage
+    from unclip_jax.training.weights import load_clip, load_stage
 
     log = recipe.log
-    clip = load_stage(recipe.clip)
+    clip = load_clip(recipe.clip)
     prior = load_stage(log.preview_prior) if log.preview_prior else None
     config = SamplerConfig(
         method="ddim", num_steps=log.preview_steps, guidance_scale=log.preview_guidance

@@ -72,11 +72,10 @@ class Checkpoints:
         """
         try:
             found = self._orbax.load_checkpointables(step, {"state": abstract_state})
-        except (KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (KeyError, ValueError, OSError) as error:
             raise UserError(
-                f"checkpoint {self._folder / str(step)} does not fit the recipe ({reason}): "
-                "use the recipe that made it, or another --workdir"
+                f"checkpoint {self._folder / str(step)} does not fit the recipe or is damaged "
+                f"({_reason(error)}): use the recipe that made it, or another --workdir"
             ) from error
         return found["state"]
 
@@ -102,7 +101,7 @@ def load_ema_params(workdir: Path, abstract_params: Any) -> tuple[int, Any]:
     Args:
         abstract_params: tree of shapes with shardings, as `jax.eval_shape` and `place` make it.
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, or not of these shapes.
     """
     step = latest_step(workdir)
     if step is None:
@@ -113,8 +112,22 @@ def load_ema_params(workdir: Path, abstract_params: Any) -> tuple[int, Any]:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        found = ocp.load_checkpointables(str(path), {"state": {"ema_params": abstract_params}})
+        try:
+            found = ocp.load_checkpointables(str(path), {"state": {"ema_params": abstract_params}})
+        except (KeyError, ValueError, OSError) as error:
+            raise UserError(
+                f"checkpoint {path} does not fit the config.json of its run or is damaged "
+                f"({_reason(error)}): restore the files"
+            ) from error
     return step, found["state"]["ema_params"]
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one line: Orbax wraps it in errors that print the whole tree."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip(" \"'").splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

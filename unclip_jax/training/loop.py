@@ -55,7 +55,7 @@ from unclip_jax.training.sharding import (
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.state import init_state
 from unclip_jax.training.step import make_train_step
-from unclip_jax.training.weights import Stage, load_stage
+from unclip_jax.training.weights import Stage, load_clip
 
 Preview = Callable[[Stage, Path], None]
 """(the stage with its averaged weights, RUN/samples/step_N.png) → writes that picture."""
@@ -217,7 +217,7 @@ class _Log:
 def _open_inputs(recipe: Recipe, workdir: Path) -> _Inputs:
     """Data, tokenizer and the frozen CLIP, checked against the recipe."""
     saved_clip = _check_same_run(recipe, workdir)
-    clip = None if isinstance(recipe, CLIPRecipe) else load_stage(recipe.clip)
+    clip = None if isinstance(recipe, CLIPRecipe) else load_clip(recipe.clip)
     source = open_source(recipe.data)
     if isinstance(recipe, CLIPRecipe):
         saved = workdir / "tokenizer.json"

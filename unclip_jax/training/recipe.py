@@ -99,8 +99,8 @@ class CLIPRecipe(_Run):
 class PriorRecipe(_Run):
     """Train the diffusion prior on a frozen CLIP (Ramesh et al. 2022, section 2.2)."""
 
-    clip: str = "runs/clip"
-    """The CLIP it works for: a run folder or an exported folder."""
+    clip: str = "emoji"
+    """The CLIP it works for: a run folder, an exported folder, or a shipped model's name."""
     model: PriorConfig = PriorConfig()
     diffusion: DiffusionConfig = DiffusionConfig(prediction="x0", variance="fixed_small")
     text_drop: float = 0.1
@@ -117,8 +117,8 @@ class PriorRecipe(_Run):
 class DecoderRecipe(_Run):
     """Train the 64 x 64 decoder on a frozen CLIP (Ramesh et al. 2022, section 2.1)."""
 
-    clip: str = "runs/clip"
-    """The CLIP it works for: a run folder or an exported folder."""
+    clip: str = "emoji"
+    """The CLIP it works for: a run folder, an exported folder, or a shipped model's name."""
     model: DecoderConfig = DecoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig(prediction="eps", variance="learned_range")
     embedding_drop: float = 0.1
@@ -170,7 +170,7 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     """
     fields = dict(data) if isinstance(data, dict) else {}
     stage = fields.pop("stage", None)
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise UserError(f"stage is {stage!r} in the config: expected one of {', '.join(STAGES)}")
     return from_dict(STAGES[stage], fields)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from unclip_jax.training.sharding import path_name
 from unclip_jax.training.stages import init_params
 
 FORMAT = 1
+SHIPPED = ("emoji",)
+"""Models inside the package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,19 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         "recipe": recipe_to_json(stage.recipe),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def shipped_model(name: str | Path) -> Path | None:
+    """The folder of a model that is in the package, or None."""
+    if str(name) not in SHIPPED:
+        return None
+    return Path(str(resources.files("unclip_jax"))) / "assets" / "models" / str(name)
+
+
+def load_clip(source: str | Path) -> Stage:
+    """As `load_stage`, for a CLIP; the name of a shipped model stands for its CLIP."""
+    model = shipped_model(source)
+    return load_stage(source if model is None else model / "clip")
 
 
 def load_stage(path: str | Path) -> Stage:

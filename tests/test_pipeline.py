@@ -1,0 +1,129 @@
+"""UnCLIP on tiny random stages: rows are independent, seeds hold, mistakes are named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from unclip_jax.cli.overrides import load_recipe
+from unclip_jax.data.tokenizer import train_bpe
+from unclip_jax.diffusion.samplers import SamplerConfig
+from unclip_jax.errors import UserError
+from unclip_jax.generation import SamplingConfig, image_keys
+from unclip_jax.pipeline import UnCLIP
+from unclip_jax.training.stages import init_params
+from unclip_jax.training.weights import Stage, save_stage, weights_id
+
+SAMPLING = SamplingConfig(
+    prior=SamplerConfig(num_steps=3, thresholding="none", guidance_scale=2.0),
+    decoder=SamplerConfig(method="ddim", num_steps=2, guidance_scale=2.0),
+    batch_size=2,
+)
+
+
+def _stage(repository: Path, name: str, clip_id: str | None = None) -> Stage:
+    recipe = load_recipe(str(repository / "configs" / "toy" / f"{name}.py"))
+    params = jax.jit(lambda key: init_params(recipe, key))(jax.random.key(len(name)))
+    # Zero-initialised layers would hide every condition.
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(tree, noisy)
+    tokenizer = train_bpe(["a red apple", "a blue car"], 600, 12)
+    return Stage(recipe, params, tokenizer, 7, clip_id or weights_id(params))
+
+
+@pytest.fixture(scope="module")
+def stages(repository: Path) -> dict[str, Stage]:
+    clip = _stage(repository, "clip")
+    return {
+        "clip": clip,
+        "prior": _stage(repository, "prior", clip.clip_id),
+        "decoder": _stage(repository, "decoder", clip.clip_id),
+    }
+
+
+@pytest.fixture(scope="module")
+def unclip(stages: dict[str, Stage]) -> UnCLIP:
+    return UnCLIP.from_stages(*stages.values(), SAMPLING, "toy")
+
+
+def test_a_picture_depends_on_its_prompt_seed_and_index_only(unclip: UnCLIP) -> None:
+    both = unclip.text_to_image(["a red apple", "a blue car"], num_images=3, seed=5)
+    alone = unclip.text_to_image("a blue car", num_images=2, seed=5)
+    np.testing.assert_array_equal(both.images[3:5], alone.images)
+    np.testing.assert_array_equal(both.embeddings[3:5], alone.embeddings)
+    other = unclip.text_to_image("a blue car", num_images=2, seed=6)
+    assert not np.array_equal(other.images, alone.images)
+    assert not np.array_equal(both.images[0], both.images[1])
+    assert not np.array_equal(both.images[0], both.images[3])
+
+
+def test_embeddings_have_unit_norm(unclip: UnCLIP) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
+    for vectors in (unclip.encode_text(["a", "b", "c"]), unclip.encode_image(images)):
+        assert vectors.shape == (3, 16)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_the_candidate_nearest_to_the_text_is_kept(unclip: UnCLIP) -> None:
+    texts, keys = ["a red apple"] * 4, image_keys(3, range(4))
+    text = unclip.encode_text(texts[:1])[0]
+    one = unclip.sample_prior(texts, keys, num_candidates=1) @ text
+    many = unclip.sample_prior(texts, keys, num_candidates=8) @ text
+    assert many.mean() > one.mean()
+
+
+def test_guidance_of_one_is_the_plain_model(unclip: UnCLIP) -> None:
+    keys, texts = image_keys(0, range(2)), ["a red apple", "a blue car"]
+    vectors = unclip.encode_text(texts)
+    plain = unclip.decode(vectors, texts, keys, replace(SAMPLING.decoder, guidance_scale=1.0))
+    nearly = unclip.decode(
+        vectors, texts, keys, replace(SAMPLING.decoder, guidance_scale=1.0 + 1e-6)
+    )
+    assert np.abs(plain.astype(int) - nearly.astype(int)).max() <= 1
+    strong = unclip.decode(vectors, texts, keys, replace(SAMPLING.decoder, guidance_scale=4.0))
+    assert np.abs(plain.astype(int) - strong.astype(int)).max() > 1
+
+
+def test_a_saved_model_draws_what_the_stages_draw(
+    stages: dict[str, Stage], unclip: UnCLIP, tmp_path: Path
+) -> None:
+    for name, stage in stages.items():
+        save_stage(stage, tmp_path / name, "float32")
+    loaded = replace(UnCLIP.load(tmp_path), sampling=SAMPLING, _compiled={})
+    samples = loaded.text_to_image("a red apple", num_images=2, seed=1)
+    expected = unclip.text_to_image("a red apple", num_images=2, seed=1)
+    np.testing.assert_array_equal(samples.images, expected.images)
+    paths = samples.save(tmp_path / "out")
+    assert [path.name for path in paths] == [
+        "00000_a-red-apple_0.png",
+        "00001_a-red-apple_1.png",
+        "grid.png",
+    ]
+    with Image.open(paths[1]) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), samples.images[1])
+        facts = json.loads(picture.text["unclip"])  # type: ignore[attr-defined]
+    assert facts["prompt"] == "a red apple" and facts["seed"] == 1 and facts["index"] == 1
+
+
+def test_mistakes_are_named(stages: dict[str, Stage], tmp_path: Path) -> None:
+    clip, prior, decoder = stages.values()
+    with pytest.raises(UserError, match="no prior stage"):
+        UnCLIP.from_stages(clip, None, decoder).text_to_image("a")
+    with pytest.raises(UserError, match="was trained for CLIP 0123"):
+        UnCLIP.from_stages(clip, replace(prior, clip_id="0123"), decoder)
+    with pytest.raises(UserError, match="the prior given is a DecoderRecipe"):
+        UnCLIP.from_stages(clip, decoder, prior)
+    with pytest.raises(UserError, match="neither a folder nor shipped"):
+        UnCLIP.load(tmp_path / "missing")
+    with pytest.raises(UserError, match="no clip stage"):
+        UnCLIP.load(tmp_path)
+    with pytest.raises(UserError, match="at least one prompt"):
+        UnCLIP.from_stages(clip, prior, decoder).text_to_image([])

@@ -1,0 +1,115 @@
+"""The README's commands, run as they are written, in an empty folder.
+
+Only what would take minutes is shortened: training on one's own pictures gets two small steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def _blocks(text: str) -> list[str]:
+    return re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _commands(readme: str) -> list[str]:
+    lines = [
+        line.split("  #")[0].strip() for block in _blocks(readme) for line in block.splitlines()
+    ]
+    return [line for line in lines if line.startswith("python ")]
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader stands: the scripts and recipes, prompts, and pictures of their own."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("train.py", "sample.py", "configs"):
+        (folder / name).symlink_to(repository / name)
+    (folder / "prompts.txt").write_text("# two prompts\nred apple, 3d style\n\na rocket\n")
+    (folder / "PICTURES").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        picture.save(folder / "PICTURES" / f"{number}.png")
+        (folder / "PICTURES" / f"{number}.txt").write_text(f"picture number {number}\n")
+    return folder
+
+
+def _run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def _one(readme: str, start: str) -> str:
+    found = [command for command in _commands(readme) if command.startswith(start)]
+    assert found, f"the README has no command that starts with {start!r}"
+    return found[0]
+
+
+def test_sampling_writes_pictures_with_their_settings(readme: str, folder: Path) -> None:
+    command = _one(readme, "python sample.py text ")
+    done = _run(folder, command)
+    assert "grid" in done.stdout
+    pictures = sorted((folder / "out").glob("0*.png"))
+    assert len(pictures) == 8
+    with Image.open(pictures[-1]) as picture:
+        assert picture.size == (64, 64)
+        facts = json.loads(picture.text["unclip"])  # type: ignore[attr-defined]
+    assert facts["prompt"] == "guitar, noto style" and facts["index"] == 3
+
+
+def test_a_file_of_prompts(readme: str, folder: Path) -> None:
+    _run(folder, _one(readme, "python sample.py text --prompts") + " --out listed --num-images 1")
+    assert len(list((folder / "listed").glob("0*.png"))) == 2
+
+
+def test_the_python_block(readme: str, folder: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (folder / "block.py").write_text(code)
+    _run(folder, "python block.py")
+
+
+def test_training_continues_where_it_stopped(readme: str, folder: Path) -> None:
+    command = _one(readme, "python train.py configs/emoji/decoder.py --workdir")
+    shorter = command.replace("--steps 20", "--steps 2")
+    assert shorter != command
+    _run(folder, shorter)
+    done = _run(folder, shorter.replace("--steps 2", "--steps 3"))
+    assert "continuing" in done.stderr
+    rows = [json.loads(line) for line in (folder / "runs/d/metrics.jsonl").open()]
+    assert [row["step"] for row in rows][-1] == 3
+
+
+def test_ones_own_pictures(readme: str, folder: Path) -> None:
+    lines = [command for command in _commands(readme) if "--data.source PICTURES" in command]
+    assert len(lines) == 3
+    for line in lines:
+        _run(folder, line + " --steps 2 --batch-size 4")
+    (sample,) = re.findall(r"`(python sample\.py text [^`]*--decoder [^`]*)`", readme)
+    _run(folder, sample + " --num-images 1 --steps 2 --prior-steps 2 --out own")
+    assert (folder / "own" / "grid.png").exists()
+
+
+def test_looking_at_the_data(readme: str, folder: Path) -> None:
+    assert "test_cells" in _run(folder, _one(readme, "python -m unclip_jax data stats")).stdout
+    _run(folder, _one(readme, "python -m unclip_jax data sheet"))
+    with Image.open(folder / "sheet.png") as sheet:
+        assert min(sheet.size) > 200
