@@ -103,7 +103,7 @@ def test_ones_own_pictures(readme: str, folder: Path) -> None:
     assert len(lines) == 3
     for line in lines:
         _run(folder, line + " --steps 2 --batch-size 4")
-    (sample,) = re.findall(r"`(python sample\.py text [^`]*--decoder [^`]*)`", readme)
+    (sample,) = re.findall(r"`(python sample\.py text [^`]*--model [^`]*)`", readme)
     _run(folder, sample + " --num-images 1 --steps 2 --prior-steps 2 --out own")
     assert (folder / "own" / "grid.png").exists()
 

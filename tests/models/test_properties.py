@@ -6,7 +6,6 @@ statement below would hold of zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,71 +16,27 @@ import pytest
 from flax import linen as nn
 from jax import Array
 
-from unclip_jax.errors import UserError
-from unclip_jax.models.clip import CLIP, CLIPConfig, normalize
+from tests.models.networks import (
+    CLIP_CONFIG,
+    DECODER,
+    MASK,
+    PRIOR,
+    SMALL_UNET,
+    TOKENS,
+    VISION,
+    Network,
+    T,
+    changed_rows,
+    draw,
+    random_params,
+    same,
+)
+from unclip_jax.models.clip import CLIP, normalize
 from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.models.layers import timestep_embedding
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig
-from unclip_jax.models.text import TextConfig, text_mask
-from unclip_jax.models.transformer import Transformer, TransformerConfig
-from unclip_jax.models.unet import UNet, UNetConfig
-
-TEXT = TransformerConfig(width=8, depth=2, heads=2)
-UNET = UNetConfig(
-    image_size=8,
-    channels=8,
-    channel_mult=(1, 2),
-    depth=(1,),
-    attention_resolutions=(4,),
-    head_channels=8,
-    context_width=8,
-    groups=4,
-)
-SMALL_UNET = replace(UNET, image_size=4, channel_mult=(1,))
-DECODER = DecoderConfig(
-    unet=UNET,
-    text=TextConfig(20, 6, TEXT),
-    embedding_width=12,
-    null_embedding="learned",
-    masks_padding=True,
-)
-PRIOR = PriorConfig(12, 10, 6, TransformerConfig(width=16, depth=2, heads=2))
-VISION = TransformerConfig(width=16, depth=2, heads=2)
-CLIP_CONFIG = CLIPConfig(12, 8, 4, VISION, TEXT, vocab_size=20, context_length=6)
-
-# Start of text 18, end of text 19; captions of 3, 6 and 2 tokens.
-TOKENS = np.array([[18, 5, 19, 0, 0, 0], [18, 3, 4, 7, 9, 19], [18, 19, 0, 0, 0, 0]], np.int32)
-MASK = np.array(text_mask(jnp.asarray(TOKENS)))
-T = np.array([3, 500, 999], np.int32)
-
-
-def draw(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def random_params(module: nn.Module, *inputs: Any) -> Any:
-    """0.3 times normal numbers everywhere, around 1 in the gains of norms."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    seeds = iter(range(10_000))
-
-    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        is_gain = path[-1].key == "scale"
-        return (0.3 * draw(next(seeds), *leaf.shape) + is_gain).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-class Network:
-    """A module with random weights and inputs by name; calling it changes some of the inputs."""
-
-    def __init__(self, module: nn.Module, inputs: dict[str, np.ndarray]) -> None:
-        self.module, self.inputs = module, inputs
-        self.params = random_params(module, *inputs.values())
-        self.jitted = jax.jit(module.apply)
-
-    def __call__(self, apply: Callable | None = None, **changes: Any) -> np.ndarray:
-        inputs = (self.inputs | changes).values()
-        return np.asarray((apply or self.jitted)({"params": self.params}, *inputs))
+from unclip_jax.models.transformer import Transformer, causal_mask
+from unclip_jax.models.unet import UNet
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +62,6 @@ def prior() -> Network:
         "text_mask": MASK,
     }
     return Network(DiffusionPrior(PRIOR), inputs)
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5))
-
-
-def changed_rows(a: np.ndarray, b: np.ndarray) -> list[bool]:
-    return [not same(x, y) for x, y in zip(a, b, strict=True)]
 
 
 # -- text masks and timesteps
@@ -251,8 +198,6 @@ def test_priors_scale(width: int) -> None:
 
 
 def test_causal_mask_lets_nothing_through_from_later() -> None:
-    from unclip_jax.models.transformer import causal_mask
-
     tower, x = Transformer(VISION), draw(8, 2, 5, 16)
     params = random_params(tower, x)
     later = x.copy()
@@ -376,56 +321,3 @@ def test_dropout_acts_in_training_only() -> None:
     assert not same(one, other)
     still = np.asarray(tower.apply(params, x))
     assert same(still, np.asarray(Transformer(VISION).apply(params, x)))
-
-
-# -- U-Net options
-
-
-def test_middle_attention_can_be_left_out() -> None:
-    config = replace(UNET, context_width=None)
-    without = replace(config, has_middle_attention=False)
-    x, t = draw(1, 1, 8, 8, 3), np.array([5], np.int32)
-    shapes = [jax.eval_shape(UNet(c).init, jax.random.key(0), x, t) for c in (config, without)]
-    names = [set(shape["params"]) for shape in shapes]
-    assert names[0] - names[1] == {"middle_attention"} and names[1] < names[0]
-
-
-def test_unet_without_attention_runs_at_multiples_of_its_size() -> None:
-    config = replace(UNET, context_width=None, attention_resolutions=(), has_middle_attention=False)
-    t = np.array([5], np.int32)
-    net = Network(UNet(config), {"x": draw(1, 1, 8, 8, 3), "t": t})
-    assert not any("attention" in name for name in net.params)
-    large = net(x=draw(2, 1, 16, 24, 3))
-    assert large.shape == (1, 16, 24, 6)
-    assert np.isfinite(large).all() and large.std() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"depth": (1, 2, 3)}, "depth"),
-        ({"image_size": 9}, "image_size"),
-        ({"groups": 3}, "groups"),
-    ],
-)
-def test_a_unet_that_cannot_be_built_is_refused(change: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        replace(UNET, **change)
-
-
-def test_heads_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(UserError, match="head"):
-        replace(UNET, heads=3).num_heads(16)
-    with pytest.raises(UserError, match="head"):  # 12 is one head of 8 and a half
-        replace(UNET, head_channels=8).num_heads(12)
-    with pytest.raises(UserError, match="heads"):
-        TransformerConfig(width=10, heads=4)
-    assert replace(UNET, heads=2).num_heads(12) == 2
-    assert replace(UNET, head_channels=8).num_heads(24) == 3
-
-
-def test_other_wrong_shapes_are_refused() -> None:
-    with pytest.raises(UserError, match="patch_size"):
-        replace(CLIP_CONFIG, patch_size=3)
-    with pytest.raises(UserError, match="context_width"):
-        replace(DECODER, unet=replace(UNET, context_width=16))

@@ -1,6 +1,6 @@
 """Trains toy stages on the devices there are: python -m tests.training.sharded_run FOLDER
 
-A process of its own, because the number of devices is fixed when JAX starts (JAX_NUM_CPU_DEVICES=8).
+A process of its own, because the number of devices is fixed when JAX starts: JAX_NUM_CPU_DEVICES.
 Prints one JSON object with the metric rows of every run and where the arrays lie.
 """
 

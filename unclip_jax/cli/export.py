@@ -34,6 +34,8 @@ class ExportOptions:
     """Default denoising steps of the decoder (DDIM)."""
     guidance: float = 3.0
     """Default guidance scale of the decoder."""
+    batch_size: int = 8
+    """Default pictures a device and call."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         decoder=SamplerConfig(
             method="ddim", num_steps=options.steps, guidance_scale=options.guidance
         ),
+        batch_size=options.batch_size,
     )
     text = json.dumps(to_dict(sampling), indent=1) + "\n"
     (out / "sampling.json").write_text(text, encoding="utf-8")

@@ -25,13 +25,7 @@ class TextOptions:
     prompts: str | None = None
     """File of prompts: .txt, one a line, # for comments; .jsonl, objects with "prompt"."""
     model: str = "emoji"
-    """A shipped model, or a folder with clip/, prior/ and decoder/."""
-    clip: str | None = None
-    """A run or folder that takes the place of the model's CLIP. Name all three, or none."""
-    prior: str | None = None
-    """A run or folder that takes the place of the model's prior."""
-    decoder: str | None = None
-    """A run or folder that takes the place of the model's decoder."""
+    """A shipped model, or a folder with clip/, prior/ and decoder/, exported or runs."""
     num_images: int = 4
     """Pictures a prompt."""
     seed: int = 0
@@ -126,11 +120,7 @@ def _draw(options: TextOptions, prompts: list[str]) -> int:
     from unclip_jax.pipeline import UnCLIP
 
     began = time.monotonic()
-    own = {"clip": options.clip, "prior": options.prior, "decoder": options.decoder}
-    named = {stage: path for stage, path in own.items() if path is not None}
-    if 0 < len(named) < 3:
-        raise UserError("name --clip, --prior and --decoder together, or none of them")
-    unclip = UnCLIP.load(named or options.model)
+    unclip = UnCLIP.load(options.model)
     sampling = _sampling(options, unclip.sampling)
     total = len(prompts) * options.num_images
     say(f"{total} pictures, {len(prompts)} prompts; compiling on the first call ...")

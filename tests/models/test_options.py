@@ -1,0 +1,64 @@
+"""Options of the networks: attention that is left out, and shapes that are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from tests.models.networks import CLIP_CONFIG, DECODER, UNET, Network, draw
+from unclip_jax.errors import UserError
+from unclip_jax.models.transformer import TransformerConfig
+from unclip_jax.models.unet import UNet
+
+
+def test_middle_attention_can_be_left_out() -> None:
+    config = replace(UNET, context_width=None)
+    without = replace(config, has_middle_attention=False)
+    x, t = draw(1, 1, 8, 8, 3), np.array([5], np.int32)
+    shapes = [jax.eval_shape(UNet(c).init, jax.random.key(0), x, t) for c in (config, without)]
+    names = [set(shape["params"]) for shape in shapes]
+    assert names[0] - names[1] == {"middle_attention"} and names[1] < names[0]
+
+
+def test_unet_without_attention_runs_at_multiples_of_its_size() -> None:
+    config = replace(UNET, context_width=None, attention_resolutions=(), has_middle_attention=False)
+    t = np.array([5], np.int32)
+    net = Network(UNet(config), {"x": draw(1, 1, 8, 8, 3), "t": t})
+    assert not any("attention" in name for name in net.params)
+    large = net(x=draw(2, 1, 16, 24, 3))
+    assert large.shape == (1, 16, 24, 6)
+    assert np.isfinite(large).all() and large.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"depth": (1, 2, 3)}, "depth"),
+        ({"image_size": 9}, "image_size"),
+        ({"groups": 3}, "groups"),
+    ],
+)
+def test_a_unet_that_cannot_be_built_is_refused(change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        replace(UNET, **change)
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match="head"):
+        replace(UNET, heads=3).num_heads(16)
+    with pytest.raises(UserError, match="head"):  # 12 is one head of 8 and a half
+        replace(UNET, head_channels=8).num_heads(12)
+    with pytest.raises(UserError, match="heads"):
+        TransformerConfig(width=10, heads=4)
+    assert replace(UNET, heads=2).num_heads(12) == 2
+    assert replace(UNET, head_channels=8).num_heads(24) == 3
+
+
+def test_other_wrong_shapes_are_refused() -> None:
+    with pytest.raises(UserError, match="patch_size"):
+        replace(CLIP_CONFIG, patch_size=3)
+    with pytest.raises(UserError, match="context_width"):
+        replace(DECODER, unet=replace(UNET, context_width=16))

@@ -1,0 +1,74 @@
+"""The run folder's description of itself: what it holds, and whether a recipe may continue it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.errors import UserError
+from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
+
+# What may change between two calls of the same run.
+_FREE = {"steps", "log", "checkpoint", "mesh", "clip"}
+_FREE_DATA = {"threads", "cache_dir", "max_bad_fraction"}
+
+
+def check_same_run(recipe: Recipe, workdir: Path) -> str | None:
+    """The folder is empty, or holds a run of this very recipe; the id of that run's CLIP."""
+    path = workdir / "config.json"
+    if not path.exists():
+        if (workdir / "checkpoints").exists():
+            raise UserError(f"{workdir} has checkpoints but no config.json: use another --workdir")
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        saved = recipe_from_json(config["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): use another --workdir") from error
+    old, new = _flat(recipe_to_json(saved)), _flat(recipe_to_json(recipe))
+    for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "stage", name)):
+        top, _, rest = name.partition(".")
+        if top in _FREE or (top == "data" and rest in _FREE_DATA):
+            continue
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"{workdir} holds a run with {name} {old.get(name)!r}, this one has "
+                f"{new.get(name)!r}: use another --workdir, or the old value to continue"
+            )
+    return config.get("clip")
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {
+        key: value
+        for name, item in data.items()
+        for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def write_description(
+    recipe: Recipe, workdir: Path, tokenizer: Tokenizer, clip_id: str | None
+) -> None:
+    """Write config.json and tokenizer.json, each whole or not at all.
+
+    Args:
+        clip_id: of the CLIP that the stage is trained for; None for a CLIP.
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be made ({error.strerror})") from error
+    config = {"recipe": recipe_to_json(recipe), "clip": clip_id}
+    scratch = workdir / "config.json.tmp"
+    scratch.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    if not (workdir / "tokenizer.json").exists():
+        tokenizer.save(workdir / "tokenizer.json.tmp")
+        os.replace(workdir / "tokenizer.json.tmp", workdir / "tokenizer.json")
+    os.replace(scratch, workdir / "config.json")
