@@ -39,7 +39,7 @@ from unclip_jax.samples import Samples
 from unclip_jax.training.objectives import encode_image
 from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe, PriorRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
-from unclip_jax.training.weights import SHIPPED, Stage, load_stage, shipped_model
+from unclip_jax.training.weights import SHIPPED, Stage, load_stage, missing_model, shipped_model
 
 STAGES = ("clip", "prior", "decoder")
 
@@ -269,7 +269,10 @@ def _micro_batches(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[tupl
 
 def _find_model(source: str | Path) -> Path:
     """The folder of a shipped model, or the given one."""
-    folder = shipped_model(source) or Path(source).expanduser()
+    shipped = shipped_model(source)
+    if shipped is not None and not shipped.is_dir():
+        raise UserError(missing_model(str(source)))
+    folder = shipped or Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(
             f"model {source} is neither a folder nor shipped: give a folder with clip/, prior/ and "

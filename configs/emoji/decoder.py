@@ -126,6 +126,8 @@ config = DecoderRecipe(
     log=LogConfig(
         every=20,
         preview_every=1000,
+        preview_columns=2,
+        preview_steps=20,
         preview_prompts=(
             "red apple, 3d style",
             "red apple, noto style",

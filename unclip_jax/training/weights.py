@@ -97,7 +97,14 @@ def shipped_model(name: str | Path) -> Path | None:
 def load_clip(source: str | Path) -> Stage:
     """As `load_stage`, for a CLIP; the name of a shipped model stands for its CLIP."""
     model = shipped_model(source)
+    if model is not None and not model.is_dir():
+        raise UserError(missing_model(str(source)))
     return load_stage(source if model is None else model / "clip")
+
+
+def missing_model(name: str) -> str:
+    """What to do about a model whose weights are not in this installation."""
+    return f"the weights of model {name!r} are not here: make them with scripts/train_{name}.sh"
 
 
 def load_stage(path: str | Path) -> Stage:
