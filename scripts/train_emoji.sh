@@ -3,7 +3,7 @@
 #
 #   scripts/train_emoji.sh [RUNS] [MODEL]     defaults: runs, unclip_jax/assets/models/emoji
 #
-# Killed and started again, it continues. About 90 minutes on two CPU cores, minutes on a GPU.
+# Killed and started again, it continues. About an hour on two CPU cores, minutes on a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs}

@@ -1,6 +1,10 @@
 """The emoji 64 x 64 decoder: CLIP image embedding and caption → picture.
 
-python train.py configs/emoji/decoder.py --workdir runs/decoder
+    python train.py configs/emoji/decoder.py --workdir runs/decoder --clip runs/clip
+
+Two CPU cores as two devices (scripts/train_emoji.sh): 15 pictures a second, 36 minutes; one device:
+10 a second. After these 2,000 steps colours and outlines follow the caption, inner details do not
+yet: for clear pictures give more --steps.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
