@@ -16,9 +16,17 @@ from safetensors.numpy import load_file, save_file
 from tests.training import toys
 from unclip_jax.data.tokenizer import train_bpe
 from unclip_jax.errors import UserError
+from unclip_jax.training import weights
 from unclip_jax.training.loop import train
 from unclip_jax.training.stages import init_params
-from unclip_jax.training.weights import Stage, flatten, load_stage, save_stage, weights_id
+from unclip_jax.training.weights import (
+    Stage,
+    flatten,
+    load_clip,
+    load_stage,
+    save_stage,
+    weights_id,
+)
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +210,15 @@ def test_a_run_whose_checkpoint_lost_its_weights(run: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"checkpoint.*does not fit") as found:
         load_stage(folder)
     assert "\n" not in str(found.value) and len(str(found.value)) < 600
+
+
+def test_a_shipped_name_stands_for_its_clip(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights.resources, "files", lambda package: tmp_path)
+    with pytest.raises(UserError, match="weights of model 'emoji' are not here"):
+        load_clip("emoji")
+    save_stage(stage, tmp_path / "assets" / "models" / "emoji" / "clip")
+    assert load_clip("emoji").clip_id == stage.clip_id
+    with pytest.raises(UserError, match="neither a run nor an exported stage"):
+        load_clip(tmp_path / "elsewhere")

@@ -2,7 +2,7 @@
 
 Ids: 256 bytes, 256 bytes that end a word, one id a merge, then the start (SOT) and the end (EOT) of
 text. EOT is the largest id, so `tokens.argmax(-1)` is its position. Rows are padded with 0, which
-is also the id of a byte ("!"): use `text_mask`, never `tokens != 0`.
+is also the id of a byte ("!"): use `models.text.text_mask`, never `tokens != 0`.
 """
 
 from __future__ import annotations
@@ -254,18 +254,6 @@ def make_tokenizer(config: TokenizerConfig, corpus: Iterable[str] | None = None)
             "or set tokenizer.kind 'clip'"
         )
     return train_bpe(corpus, config.vocab_size, config.context_length)
-
-
-def text_mask(tokens: np.ndarray) -> np.ndarray:
-    """Which positions hold text: True up to and including EOT, the first largest id of a row.
-
-    Args:
-        tokens: [N, L] int32, rows that a `Tokenizer` made.
-    Returns:
-        [N, L] bool.
-    """
-    end = tokens.argmax(axis=-1)
-    return np.arange(tokens.shape[-1]) <= end[..., None]
 
 
 def _remember(cache: dict[str, list[int]], key: str, ids: list[int]) -> None:
