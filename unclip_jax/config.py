@@ -55,8 +55,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up, an optional cosine decay, clipping and accumulation."""
+    """The optimiser with warm-up, an optional cosine decay, clipping and accumulation."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for every kernel (momentum made orthogonal, Jordan 2024) and AdamW for the
+    rest. Muon's momentum is 0.95; b1, b2 are AdamW's."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -1,4 +1,4 @@
-"""AdamW as the paper uses it: warm-up, decay only where it belongs, clipping by global norm."""
+"""AdamW as the paper uses it, or Muon: warm-up, decay only where it belongs, global clipping."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from unclip_jax.config import OptimConfig
 from unclip_jax.models.clip import MAX_LOGIT_SCALE
@@ -15,6 +16,10 @@ from unclip_jax.models.clip import MAX_LOGIT_SCALE
 UNDECAYED = frozenset(
     {"bias", "scale", "logit_scale", "logit_bias", "class_embedding", "query", "null_embedding"}
 )
+
+# Muon's updates get the root mean square of AdamW's (Liu et al. 2025, section 2.2): one learning
+# rate means the same for both.
+MUON_RMS = 0.2
 
 
 def decay_mask(params: Any) -> Any:
@@ -40,18 +45,48 @@ def make_learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, rest], [config.warmup_steps])
 
 
+def matrix_axes(params: Any) -> Any:
+    """For each kernel, which axes Muon takes as a matrix's rows and columns; None goes to Adam.
+
+    A convolution [H, W, in, out] is the matrix [H * W * in, out]; in [layers, in, out], stacked by
+    `nn.scan`, each layer is a matrix of its own.
+    """
+
+    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        if getattr(path[-1], "key", None) != "kernel" or leaf.ndim < 2:
+            return None
+        rows = (0, 1, 2) if leaf.ndim == 4 else leaf.ndim - 2
+        return optax.contrib.MuonDimensionNumbers(rows, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip, then AdamW (Loshchilov & Hutter 2019) with `decay_mask`."""
-    adamw = optax.adamw(
-        make_learning_rate(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-        mu_dtype=config.mu_dtype,
-    )
-    parts = [adamw, bound_logit_scale()]
+    """Clip, then AdamW (Loshchilov & Hutter 2019) or Muon (Jordan 2024), with `decay_mask`."""
+    learning_rate = make_learning_rate(config, steps)
+    if config.optimizer == "muon":
+        optimizer = optax.contrib.muon(
+            learning_rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decay_mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            mu_dtype=config.mu_dtype,
+            muon_weight_dimension_numbers=matrix_axes,
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        optimizer = optax.adamw(
+            learning_rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+            mu_dtype=config.mu_dtype,
+        )
+    parts = [optimizer, bound_logit_scale()]
     if config.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*parts)
