@@ -11,7 +11,7 @@ import pytest
 from tests.models.networks import CLIP_CONFIG, DECODER, UNET, Network, draw
 from unclip_jax.errors import UserError
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.models.unet import UNet
+from unclip_jax.models.unet import UNet, depth_to_space, space_to_depth
 
 
 def test_middle_attention_can_be_left_out() -> None:
@@ -33,9 +33,29 @@ def test_unet_without_attention_runs_at_multiples_of_its_size() -> None:
     assert np.isfinite(large).all() and large.std() > 0.1
 
 
+def test_patches_are_folded_and_unfolded() -> None:
+    """A channel of a position is one pixel of its patch, and comes back to its place."""
+    x = draw(3, 2, 4, 6, 3)
+    folded = np.asarray(space_to_depth(x, 2))
+    assert folded.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(folded[1, 1, 2], x[1, 2:4, 4:6].ravel())
+    np.testing.assert_array_equal(depth_to_space(folded, 2), x)
+    np.testing.assert_array_equal(space_to_depth(x, 1), x)
+
+
+def test_a_unet_of_patches_works_at_a_fraction_of_the_side() -> None:
+    config = replace(UNET, context_width=None, patch_size=2, attention_resolutions=(4,))
+    assert config.attends(0) and not config.attends(1)
+    net = Network(UNet(config), {"x": draw(1, 2, 8, 8, 3), "t": np.array([5, 6], np.int32)})
+    assert net.params["conv_in"]["kernel"].shape[2] == 12
+    out = net(x=draw(2, 2, 8, 16, 3))
+    assert out.shape == (2, 8, 16, 6) and out.std() > 0.1
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"patch_size": 3}, "patches of 3"),
         ({"depth": (1, 2, 3)}, "depth"),
         ({"image_size": 9}, "image_size"),
         ({"groups": 3}, "groups"),

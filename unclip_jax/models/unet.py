@@ -28,13 +28,16 @@ class UNetConfig:
     in_channels: int = 3
     out_channels: int = 6
     """6 for 3 channels of noise and 3 of learned variance."""
+    patch_size: int = 1
+    """Pixels a side that become channels of one position before the first level, and pixels again
+    after the last (simple diffusion, Hoogeboom et al. 2023, section 3.4). ADM and GLIDE have 1."""
     channels: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     """Width of each level as a multiple of `channels`."""
     depth: tuple[int, ...] = (3,)
     """Residual blocks of each level; one number serves all."""
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    """Sides, in pixels, of the levels that attend."""
+    """Sides, in positions, of the levels that attend."""
     has_middle_attention: bool = True
     head_channels: int = 64
     heads: int | None = None
@@ -58,10 +61,10 @@ class UNetConfig:
                 f"depth {self.depth} has {len(self.depth)} numbers: give one, or one for each of "
                 f"the {levels} levels of channel_mult"
             )
-        if self.image_size % 2 ** (levels - 1):
+        if self.image_size % (self.patch_size * 2 ** (levels - 1)):
             raise UserError(
-                f"image_size {self.image_size} cannot be halved {levels - 1} times: change it or "
-                "shorten channel_mult"
+                f"image_size {self.image_size} cannot be halved {levels - 1} times in patches of "
+                f"{self.patch_size}: change it or shorten channel_mult"
             )
         for mult in self.channel_mult:
             if self.channels * mult % self.groups:
@@ -80,7 +83,7 @@ class UNetConfig:
 
     def attends(self, level: int) -> bool:
         """Whether `level` has attention."""
-        return self.image_size // 2**level in self.attention_resolutions
+        return self.image_size // self.patch_size // 2**level in self.attention_resolutions
 
     def num_heads(self, width: int) -> int:
         """Attention heads at `width` channels."""
@@ -183,7 +186,8 @@ class UNet(nn.Module):
     ) -> Array:
         """
         Args:
-            x_BHWC: [B, H, W, in_channels] float32; H and W divisible by 2 ** (levels - 1).
+            x_BHWC: [B, H, W, in_channels] float32; H and W divisible by
+                patch_size * 2 ** (levels - 1).
             t: [B] int32, original timestep index.
             time_condition: [B, time_width] added to the time embedding.
             context: [B, S, context_width] tokens for the attention.
@@ -209,7 +213,7 @@ class UNet(nn.Module):
             time = time + time_condition.astype(dtype)
 
         h = nn.Conv(c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in")(
-            x_BHWC
+            space_to_depth(x_BHWC, c.patch_size)
         )
         skips = [h]
         for level, mult in enumerate(c.channel_mult):
@@ -238,9 +242,25 @@ class UNet(nn.Module):
                 h = residual(f"up{level}_upsample", width, h, "up")
 
         h = nn.silu(group_norm("norm_out", c.groups)(h))
-        return nn.Conv(
-            c.out_channels, (3, 3), padding=1, kernel_init=nn.initializers.zeros, name="conv_out"
-        )(h).astype(jnp.float32)
+        out_channels = c.out_channels * c.patch_size**2
+        h = nn.Conv(
+            out_channels, (3, 3), padding=1, kernel_init=nn.initializers.zeros, name="conv_out"
+        )(h)
+        return depth_to_space(h, c.patch_size).astype(jnp.float32)
+
+
+def space_to_depth(x_BHWC: Array, size: int) -> Array:
+    """[B, H, W, C] → [B, H/size, W/size, size * size * C]; the columns of a patch are adjacent."""
+    batch, height, width, channels = x_BHWC.shape
+    x = x_BHWC.reshape(batch, height // size, size, width // size, size, channels)
+    return jnp.swapaxes(x, 2, 3).reshape(batch, height // size, width // size, -1)
+
+
+def depth_to_space(x_BHWC: Array, size: int) -> Array:
+    """The inverse of `space_to_depth`."""
+    batch, height, width, channels = x_BHWC.shape
+    x = x_BHWC.reshape(batch, height, width, size, size, channels // size**2)
+    return jnp.swapaxes(x, 2, 3).reshape(batch, height * size, width * size, -1)
 
 
 def _resample(x_BHWC: Array, direction: Literal["down", "up"]) -> Array:
