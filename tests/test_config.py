@@ -14,14 +14,9 @@ from tests.training import toys
 from unclip_jax.cli.overrides import load_recipe
 from unclip_jax.config import DataConfig, from_dict, to_dict
 from unclip_jax.errors import UserError
-from unclip_jax.training.recipe import (
-    STAGES,
-    CLIPRecipe,
-    PriorRecipe,
-    recipe_from_json,
-    recipe_to_json,
-    stage_of,
-)
+from unclip_jax.training.recipe import STAGES, recipe_from_json, recipe_to_json, stage_of
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.stages import init_params
 
 CONFIGS = Path(__file__).parents[1] / "configs"

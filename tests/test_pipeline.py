@@ -15,7 +15,8 @@ from unclip_jax.cli.overrides import load_recipe
 from unclip_jax.data.tokenizer import train_bpe
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
-from unclip_jax.generation import SamplingConfig, image_keys
+from unclip_jax.generation.keys import image_keys
+from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.pipeline import UnCLIP
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.weights import Stage, save_stage, weights_id

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unclip_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from unclip_jax.generation import SamplingConfig
+    from unclip_jax.generation.sampling import SamplingConfig
     from unclip_jax.pipeline import UnCLIP
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return UnCLIP
     if name == "SamplingConfig":
-        from unclip_jax.generation import SamplingConfig
+        from unclip_jax.generation.sampling import SamplingConfig
 
         return SamplingConfig
     raise AttributeError(f"module 'unclip_jax' has no attribute {name!r}")

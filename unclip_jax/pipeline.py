@@ -25,19 +25,17 @@ from unclip_jax.config import MeshConfig, from_dict
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
-from unclip_jax.generation import (
-    SamplingConfig,
-    decode_embedding,
-    encode_caption,
-    fold_keys,
-    image_keys,
-    sample_embedding,
-    to_uint8,
-)
+from unclip_jax.generation.captions import encode_caption
+from unclip_jax.generation.decoder import decode_embedding, to_uint8
+from unclip_jax.generation.keys import fold_keys, image_keys
+from unclip_jax.generation.prior import sample_embedding
+from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.models.clip import CLIP, CLIPConfig
 from unclip_jax.samples import Samples
-from unclip_jax.training.objectives import encode_image
-from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe, PriorRecipe
+from unclip_jax.training.objectives.conditions import encode_image
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
 from unclip_jax.training.weights import SHIPPED, Stage, load_stage, missing_model, shipped_model
 
@@ -49,7 +47,7 @@ class UnCLIP:
     """A frozen bundle of stages.
 
     Its methods take any number of rows and run in compiled micro-batches over all local devices;
-    what they compile are the pure functions of `generation.py`.
+    what they compile are the pure functions in `generation/`.
     """
 
     clip: Stage

@@ -7,7 +7,7 @@ from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConf
 from unclip_jax.data.tokenizer import TokenizerConfig
 from unclip_jax.models.clip import CLIPConfig
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.training.recipe import CLIPRecipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
 
 config = CLIPRecipe(
     steps=20,

@@ -8,7 +8,7 @@ from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.text import TextConfig
 from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.models.unet import UNetConfig
-from unclip_jax.training.recipe import DecoderRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
 
 config = DecoderRecipe(
     steps=20,

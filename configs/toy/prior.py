@@ -6,7 +6,7 @@ python train.py configs/toy/prior.py --workdir runs/toy/prior --data.source FOLD
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.training.recipe import PriorRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 
 config = PriorRecipe(
     steps=20,

@@ -23,7 +23,7 @@ from unclip_jax.models.unet import UNetConfig
 from unclip_jax.training import sharding
 from unclip_jax.training.loop import train
 from unclip_jax.training.optim import make_optimizer
-from unclip_jax.training.recipe import DecoderRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.state import init_state
 

@@ -13,16 +13,16 @@ import pytest
 
 from tests.training import toys
 from unclip_jax.models.clip import CLIP
-from unclip_jax.training import objectives
-from unclip_jax.training.objectives import (
-    encode_image,
+from unclip_jax.models.decoder import Decoder
+from unclip_jax.models.prior import DiffusionPrior
+from unclip_jax.training.objectives.clip import (
     make_clip_objective,
-    make_decoder_objective,
-    make_prior_objective,
     sigmoid_loss,
     softmax_loss,
-    to_float,
 )
+from unclip_jax.training.objectives.conditions import encode_image, to_float
+from unclip_jax.training.objectives.decoder import make_decoder_objective
+from unclip_jax.training.objectives.prior import make_prior_objective
 from unclip_jax.training.stages import init_params
 
 KEY = jax.random.key(3)
@@ -130,7 +130,7 @@ def test_a_prior_that_says_zero_has_the_loss_of_the_scaling_rule(
     """Unit vectors times 0.5375 sqrt(D) have a mean square of 0.5375 ** 2 at any width D."""
     clip_recipe = toys.recipe("clip", model={"embedding_width": width})
     recipe = toys.recipe("prior", model={"embedding_width": width})
-    monkeypatch.setattr(objectives.DiffusionPrior, "apply", Recorder(jnp.zeros_like))
+    monkeypatch.setattr(DiffusionPrior, "apply", Recorder(jnp.zeros_like))
     frozen = init_params(clip_recipe, jax.random.key(1))
     objective = make_prior_objective(recipe, clip_recipe.model, EMPTY)
     loss, metrics = objective({}, frozen, toys.batch(6), KEY)
@@ -144,7 +144,7 @@ def test_prior_is_given_the_clip_text_of_the_kept_captions(
     rows = 2000
     batch = toys.batch(rows)
     recorder = Recorder(jnp.zeros_like)
-    monkeypatch.setattr(objectives.DiffusionPrior, "apply", recorder)
+    monkeypatch.setattr(DiffusionPrior, "apply", recorder)
     recipe = toys.recipe("prior", text_drop=0.1)
     make_prior_objective(recipe, CLIP_CONFIG, EMPTY)({}, frozen, batch, KEY)
     xt, t, text, states, mask = (np.asarray(x) for x in recorder.seen)
@@ -166,7 +166,7 @@ def test_decoders_drops_are_independent_and_as_often_as_asked(
 ) -> None:
     rows = 2000
     recorder = Recorder(lambda x: jnp.zeros((*x.shape[:3], 6)))
-    monkeypatch.setattr(objectives.Decoder, "apply", recorder)
+    monkeypatch.setattr(Decoder, "apply", recorder)
     recipe = toys.recipe("decoder", embedding_drop=0.1, text_drop=0.5)
     objective = make_decoder_objective(recipe, CLIP_CONFIG, EMPTY)
     loss, metrics = objective({}, frozen, toys.batch(rows), KEY)
@@ -187,7 +187,7 @@ def test_nothing_or_everything_is_dropped(
     share: float, frozen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(lambda x: jnp.zeros((*x.shape[:3], 6)))
-    monkeypatch.setattr(objectives.Decoder, "apply", recorder)
+    monkeypatch.setattr(Decoder, "apply", recorder)
     recipe = toys.recipe("decoder", embedding_drop=share, text_drop=share)
     make_decoder_objective(recipe, CLIP_CONFIG, EMPTY)({}, frozen, toys.batch(50), KEY)
     has_embedding, tokens = recorder.seen[3], recorder.seen[4]
@@ -202,7 +202,7 @@ def test_decoder_learns_its_variance(frozen: Any, monkeypatch: pytest.MonkeyPatc
     def apply(self: Any, variables: Any, *inputs: Any, **options: Any) -> Any:
         return variables["params"]
 
-    monkeypatch.setattr(objectives.Decoder, "apply", apply)
+    monkeypatch.setattr(Decoder, "apply", apply)
     objective = make_decoder_objective(toys.decoder_recipe(), CLIP_CONFIG, EMPTY)
     gradient = jax.grad(lambda p: objective(p, frozen, toys.batch(4), KEY)[0])(values)
     assert np.abs(gradient[..., 3:]).max() > 0
@@ -214,7 +214,7 @@ def test_decoder_learns_its_variance(frozen: Any, monkeypatch: pytest.MonkeyPatc
 def test_decoder_without_learned_variance_has_the_plain_loss(
     frozen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objectives.Decoder, "apply", Recorder(jnp.zeros_like))
+    monkeypatch.setattr(Decoder, "apply", Recorder(jnp.zeros_like))
     base = toys.decoder_recipe().model
     unet = type(base.unet)(**{**vars(base.unet), "out_channels": 3})
     diffusion = {"prediction": "v", "variance": "fixed_small"}

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from unclip_jax.cli.overrides import load_recipe
-from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe, PriorRecipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "toy"
 COLOURS = ("red", "green", "blue")

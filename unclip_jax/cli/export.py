@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     prepare_jax()
     from unclip_jax.config import to_dict
     from unclip_jax.diffusion.samplers import SamplerConfig
-    from unclip_jax.generation import SamplingConfig
+    from unclip_jax.generation.sampling import SamplingConfig
     from unclip_jax.training.recipe import stage_of
     from unclip_jax.training.weights import load_stage, save_stage
 

@@ -17,7 +17,7 @@ def make_preview(recipe: Any) -> Preview | None:
     The prior of `log.preview_prior` makes the image embeddings; without one, the caption's own text
     embedding stands in for the image embedding (Ramesh et al. 2022, section 5.1).
     """
-    from unclip_jax.training.recipe import DecoderRecipe
+    from unclip_jax.training.recipes.decoder import DecoderRecipe
 
     if not isinstance(recipe, DecoderRecipe) or not recipe.log.preview_every:
         return None
@@ -25,7 +25,8 @@ def make_preview(recipe: Any) -> Preview | None:
 
     from unclip_jax.data.images import make_grid, save_png
     from unclip_jax.diffusion.samplers import SamplerConfig
-    from unclip_jax.generation import SamplingConfig, image_keys
+    from unclip_jax.generation.keys import image_keys
+    from unclip_jax.generation.sampling import SamplingConfig
     from unclip_jax.pipeline import UnCLIP
     from unclip_jax.training.weights import load_clip, load_stage
 

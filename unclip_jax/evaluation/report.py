@@ -19,7 +19,8 @@ from unclip_jax.evaluation.prior_scores import PriorScores, measure_prior
 from unclip_jax.evaluation.retrieval import RetrievalScores, measure_retrieval
 from unclip_jax.evaluation.table import to_markdown
 from unclip_jax.pipeline import UnCLIP
-from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
 
 RETRIEVAL_SPLITS = ("test_cells", "test", "train")
 

@@ -12,13 +12,14 @@ from unclip_jax.data.captions import all_captions
 from unclip_jax.data.sources import Source, open_source
 from unclip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from unclip_jax.errors import UserError
-from unclip_jax.training.objectives import (
-    Objective,
-    make_clip_objective,
-    make_decoder_objective,
-    make_prior_objective,
-)
-from unclip_jax.training.recipe import CLIPRecipe, DecoderRecipe, PriorRecipe, Recipe
+from unclip_jax.training.objectives import Objective
+from unclip_jax.training.objectives.clip import make_clip_objective
+from unclip_jax.training.objectives.decoder import make_decoder_objective
+from unclip_jax.training.objectives.prior import make_prior_objective
+from unclip_jax.training.recipe import Recipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.run_folder import check_same_run
 from unclip_jax.training.weights import Stage, load_clip
 

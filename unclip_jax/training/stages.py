@@ -11,7 +11,9 @@ from jax import Array
 from unclip_jax.models.clip import CLIP
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.prior import DiffusionPrior
-from unclip_jax.training.recipe import CLIPRecipe, PriorRecipe, Recipe
+from unclip_jax.training.recipe import Recipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 
 
 def make_module(recipe: Recipe) -> nn.Module:

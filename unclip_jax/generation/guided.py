@@ -1,0 +1,48 @@
+"""A network under its conditions, as the samplers call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from unclip_jax.diffusion.guidance import classifier_free_guidance
+from unclip_jax.diffusion.samplers import SamplerConfig, sampling_schedule
+from unclip_jax.diffusion.schedule import Schedule, make_schedule
+from unclip_jax.training.recipes.run import DiffusionConfig
+
+
+def make_chain(diffusion: DiffusionConfig, config: SamplerConfig) -> Schedule:
+    """The steps of the training chain that `config` visits."""
+    return sampling_schedule(make_schedule(diffusion.schedule, diffusion.num_timesteps), config)
+
+
+def make_guided(
+    run: Callable[[Array, Array, Any], Array],
+    condition: Any,
+    nothing: Any,
+    scale: float,
+    *,
+    has_variance: bool,
+) -> Callable[[Array, Array], Array]:
+    """The network under its condition, guided away from `nothing` (one row) if scale is not 1.
+
+    Both branches run as one batch of twice the rows.
+    """
+    if scale == 1.0:
+        return lambda xt, t: run(xt, t, condition)
+    both = jax.tree.map(
+        lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), condition, nothing
+    )
+
+    def denoise(xt: Array, t: Array) -> Array:
+        output = run(jnp.concatenate([xt, xt]), jnp.concatenate([t, t]), both)
+        conditional, unconditional = jnp.split(output, 2)
+        return classifier_free_guidance(
+            conditional, unconditional, scale, learned_variance=has_variance
+        )
+
+    return denoise

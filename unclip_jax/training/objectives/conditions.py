@@ -1,0 +1,36 @@
+"""What the networks are given besides noise: pictures, embeddings, and what is dropped of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from unclip_jax.models.clip import CLIP, normalize
+
+
+def to_float(images: Array) -> Array:
+    """uint8 [0, 255] → float32 [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def encode_image(clip: CLIP, params: Any, images: Array) -> Array:
+    """uint8 pictures of any square size → unit-norm CLIP image embeddings [B, E], without gradient.
+
+    A picture of another size than CLIP's is resized with an antialiased cubic filter.
+    """
+    size = clip.config.image_size
+    x = to_float(images)
+    if x.shape[1:3] != (size, size):
+        x = jax.image.resize(x, (x.shape[0], size, size, 3), "cubic")
+    embedding: Any = clip.apply({"params": params}, x, method=CLIP.encode_image)
+    return jax.lax.stop_gradient(normalize(embedding))
+
+
+def drop_captions(key: Array, share: float, tokens: Array, empty_tokens: np.ndarray) -> Array:
+    """`tokens` with a random `share` of its rows replaced by the empty caption."""
+    dropped = jax.random.bernoulli(key, share, (tokens.shape[0], 1))
+    return jnp.where(dropped, jnp.asarray(empty_tokens), tokens)

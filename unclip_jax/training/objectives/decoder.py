@@ -1,0 +1,58 @@
+"""CLIP image embedding and caption → picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from unclip_jax.diffusion.schedule import make_schedule
+from unclip_jax.models.clip import CLIP, CLIPConfig
+from unclip_jax.models.decoder import Decoder
+from unclip_jax.models.text import text_mask
+from unclip_jax.training.objectives import Metrics, Objective, Params
+from unclip_jax.training.objectives.conditions import drop_captions, encode_image, to_float
+from unclip_jax.training.objectives.denoising import denoising_loss
+from unclip_jax.training.recipes.decoder import DecoderRecipe
+
+
+def make_decoder_objective(
+    recipe: DecoderRecipe, clip_config: CLIPConfig, empty_tokens: np.ndarray
+) -> Objective:
+    """The diffusion loss of the 64 x 64 decoder, with separate drops of embedding and caption.
+
+    Arguments as `make_prior_objective`.
+    """
+    model, clip = Decoder(recipe.model), CLIP(clip_config)
+    schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.num_timesteps)
+
+    def objective(
+        params: Params, frozen: Params, batch: dict[str, Array], key: Array
+    ) -> tuple[Array, Metrics]:
+        text_key, embedding_key, noise_key, dropout_key = jax.random.split(key, 4)
+        x0 = to_float(batch["image"])
+        tokens = drop_captions(text_key, recipe.text_drop, batch["tokens"], empty_tokens)
+        keep = 1 - recipe.embedding_drop
+        has_embedding = jax.random.bernoulli(embedding_key, keep, x0.shape[:1])
+        embedding = encode_image(clip, frozen, batch["image"])
+
+        def predict(xt: Array, t: Array) -> Array:
+            output: Any = model.apply(
+                {"params": params},
+                xt,
+                t,
+                embedding,
+                has_embedding,
+                tokens,
+                text_mask(tokens),
+                train=True,
+                rngs={"dropout": dropout_key},
+            )
+            return output
+
+        loss, metrics, _ = denoising_loss(recipe.diffusion, schedule, noise_key, x0, predict)
+        return loss, metrics
+
+    return objective

@@ -1,0 +1,60 @@
+"""What every stage's recipe has, and the diffusion process of those that have one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, MeshConfig, OptimConfig
+from unclip_jax.diffusion.process import Prediction, Variance
+from unclip_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process a network was trained for, and what its output means."""
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    num_timesteps: int = 1000
+    prediction: Prediction = "eps"
+    variance: Variance = "fixed_small"
+
+    def __post_init__(self) -> None:
+        if self.num_timesteps < 2:
+            raise UserError(f"diffusion.num_timesteps is {self.num_timesteps}: give 2 or more")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage's recipe has."""
+
+    steps: int = 1000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 64
+    """Pictures a step, over all devices and micro-batches."""
+    seed: int = 0
+    ema_decay: float = 0.9999
+    """Of the averaged weights that sampling uses; young averages forget faster, see `state.py`."""
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError(
+                f"steps is {self.steps} and batch_size {self.batch_size}: give 1 or more of each"
+            )
+        if self.batch_size % self.optim.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} is not divisible by optim.accumulate "
+                f"{self.optim.accumulate}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay is {self.ema_decay}: give 0 up to, not including, 1")
+
+
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} is {value}: give a share between 0 and 1")
