@@ -11,18 +11,18 @@ from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConf
 from unclip_jax.data.tokenizer import TokenizerConfig
 from unclip_jax.models.clip import CLIPConfig
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.training.recipe import CLIPRecipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
 
 config = CLIPRecipe(
-    steps=500,
+    steps=600,
     batch_size=256,
     ema_decay=0.99,
     model=CLIPConfig(
         embedding_width=128,
         image_size=64,
         patch_size=16,
-        vision=TransformerConfig(width=256, depth=4, heads=4, activation="quick_gelu"),
-        text=TransformerConfig(width=192, depth=3, heads=4, activation="quick_gelu"),
+        vision=TransformerConfig(width=192, depth=4, heads=4, activation="quick_gelu"),
+        text=TransformerConfig(width=128, depth=3, heads=4, activation="quick_gelu"),
         vocab_size=2048,
         context_length=24,
     ),

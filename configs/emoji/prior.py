@@ -9,7 +9,7 @@ metrics.jsonl, of the prediction to the true embedding over all timesteps, ends 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.training.recipe import PriorRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 
 config = PriorRecipe(
     steps=1500,
@@ -18,9 +18,9 @@ config = PriorRecipe(
     clip="emoji",
     model=PriorConfig(
         embedding_width=128,
-        text_width=192,
+        text_width=128,
         context_length=24,
-        transformer=TransformerConfig(width=192, depth=4, heads=4),
+        transformer=TransformerConfig(width=128, depth=4, heads=4),
     ),
     data=DataConfig(source="emoji", split="train", image_size=64),
     optim=OptimConfig(
