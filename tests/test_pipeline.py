@@ -52,7 +52,7 @@ def stages(repository: Path) -> dict[str, Stage]:
 
 @pytest.fixture(scope="module")
 def unclip(stages: dict[str, Stage]) -> UnCLIP:
-    return UnCLIP.from_stages(*stages.values(), SAMPLING, "toy")
+    return UnCLIP(stages, SAMPLING, "toy")
 
 
 def test_a_picture_depends_on_its_prompt_seed_and_index_only(unclip: UnCLIP) -> None:
@@ -115,16 +115,20 @@ def test_a_saved_model_draws_what_the_stages_draw(
 
 
 def test_mistakes_are_named(stages: dict[str, Stage], tmp_path: Path) -> None:
-    clip, prior, decoder = stages.values()
+    prior, decoder = stages["prior"], stages["decoder"]
     with pytest.raises(UserError, match="no prior stage"):
-        UnCLIP.from_stages(clip, None, decoder).text_to_image("a")
+        UnCLIP({"clip": stages["clip"], "decoder": decoder}).text_to_image("a")
     with pytest.raises(UserError, match="was trained for CLIP 0123"):
-        UnCLIP.from_stages(clip, replace(prior, clip_id="0123"), decoder)
+        UnCLIP({**stages, "prior": replace(prior, clip_id="0123")})
     with pytest.raises(UserError, match="the prior given is a DecoderRecipe"):
-        UnCLIP.from_stages(clip, decoder, prior)
+        UnCLIP({**stages, "prior": decoder, "decoder": prior})
+    with pytest.raises(UserError, match="stage 'painter' is unknown"):
+        UnCLIP({**stages, "painter": decoder})
+    with pytest.raises(UserError, match="needs its clip stage"):
+        UnCLIP({"prior": prior})
     with pytest.raises(UserError, match="neither a folder nor shipped"):
         UnCLIP.load(tmp_path / "missing")
     with pytest.raises(UserError, match="no clip stage"):
         UnCLIP.load(tmp_path)
     with pytest.raises(UserError, match="at least one prompt"):
-        UnCLIP.from_stages(clip, prior, decoder).text_to_image([])
+        UnCLIP(stages).text_to_image([])

@@ -39,7 +39,8 @@ from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
 from unclip_jax.training.weights import SHIPPED, Stage, load_stage, missing_model, shipped_model
 
-STAGES = ("clip", "prior", "decoder")
+# What a model may consist of: the name of a stage's folder, and the recipe it was trained by.
+STAGES: dict[str, type] = {"clip": CLIPRecipe, "prior": PriorRecipe, "decoder": DecoderRecipe}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +51,30 @@ class UnCLIP:
     what they compile are the pure functions in `generation/`.
     """
 
-    clip: Stage
-    prior: Stage | None
-    decoder: Stage | None
+    stages: dict[str, Stage]
+    """By the names in `STAGES`; a call that needs one which is not here says so."""
     sampling: SamplingConfig = SamplingConfig()
     name: str = ""
     _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        if "clip" not in self.stages:
+            raise UserError("a model needs its clip stage: name its folder or run as clip")
+        clip_id = self.stages["clip"].clip_id
+        for name, stage in self.stages.items():
+            if name not in STAGES:
+                raise UserError(f"stage {name!r} is unknown: give {', '.join(STAGES)}")
+            if not isinstance(stage.recipe, STAGES[name]):
+                raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
+            if stage.clip_id != clip_id:
+                raise UserError(
+                    f"the {name} was trained for CLIP {stage.clip_id}, not for this one "
+                    f"({clip_id}): load the stages of one model together"
+                )
+
     @classmethod
     def load(cls, source: str | Path | dict[str, Any]) -> UnCLIP:
-        """A shipped model by name, a folder with clip/, prior/ and decoder/, or {stage: folder}.
-
-        Stages that are missing are None; a call that needs one says so.
+        """A shipped model by name, a folder with a folder a stage, or {stage: folder}.
 
         Raises:
             UserError: nothing there, or stages that were trained for another CLIP.
@@ -81,37 +94,18 @@ class UnCLIP:
         if "clip" not in folders:
             raise UserError(f"{source} has no clip stage: give a folder with clip/")
         stages = {stage: load_stage(folder) for stage, folder in folders.items()}
-        name = source if isinstance(source, str) else ""
-        return cls.from_stages(
-            stages["clip"], stages.get("prior"), stages.get("decoder"), sampling, name
-        )
+        return cls(stages, sampling, source if isinstance(source, str) else "")
 
-    @classmethod
-    def from_stages(
-        cls,
-        clip: Stage,
-        prior: Stage | None,
-        decoder: Stage | None,
-        sampling: SamplingConfig = SamplingConfig(),
-        name: str = "",
-    ) -> UnCLIP:
-        """A bundle of loaded stages.
+    @property
+    def clip(self) -> Stage:
+        """The stage that every model has."""
+        return self.stages["clip"]
 
-        Raises:
-            UserError: a stage of another kind, or one that was trained for another CLIP.
-        """
-        kinds = (("clip", clip, CLIPRecipe), ("prior", prior, PriorRecipe))
-        for label, stage, kind in (*kinds, ("decoder", decoder, DecoderRecipe)):
-            if stage is None:
-                continue
-            if not isinstance(stage.recipe, kind):
-                raise UserError(f"the {label} given is a {type(stage.recipe).__name__} stage")
-            if stage.clip_id != clip.clip_id:
-                raise UserError(
-                    f"the {label} was trained for CLIP {stage.clip_id}, not for this one "
-                    f"({clip.clip_id}): load the stages of one model together"
-                )
-        return cls(clip, prior, decoder, sampling, name)
+    def stage(self, name: str) -> Stage:
+        """A stage by name; UserError if the model has none."""
+        if name not in self.stages:
+            raise UserError(f"this model has no {name} stage: load one that has")
+        return self.stages[name]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -150,7 +144,7 @@ class UnCLIP:
         config = config or self.sampling.prior
         count = num_candidates or self.sampling.num_candidates
         empty_tokens = self.tokenizer([""])
-        recipe = self._recipe("prior")
+        recipe: Any = self.stage("prior").recipe
 
         def run(params: Any, tokens: Array, keys: Array) -> Array:
             caption = encode_caption(self._clip_config, params["clip"], tokens)
@@ -169,7 +163,7 @@ class UnCLIP:
         """Pictures [N, S, S, 3] uint8 from unit-norm image embeddings [N, E] and captions."""
         config = config or self.sampling.decoder
         empty_tokens = jnp.asarray(self.tokenizer([""]))
-        recipe = self._recipe("decoder")
+        recipe: Any = self.stage("decoder").recipe
 
         def run(params: Any, embedding: Array, tokens: Array, keys: Array) -> Array:
             images = decode_embedding(
@@ -225,12 +219,6 @@ class UnCLIP:
         )
         return Samples(images, embeddings, facts)
 
-    def _recipe(self, name: str) -> Any:
-        stage = {"prior": self.prior, "decoder": self.decoder}[name]
-        if stage is None:
-            raise UserError(f"this model has no {name} stage: load one that has")
-        return stage.recipe
-
     def _batched(
         self, name: Any, function: Callable[..., Array], arguments: tuple[Any, ...]
     ) -> np.ndarray:
@@ -251,8 +239,7 @@ class UnCLIP:
     @cached_property
     def _placed_params(self) -> Any:
         mesh = make_mesh(MeshConfig())
-        stages = {"clip": self.clip, "prior": self.prior, "decoder": self.decoder}
-        params = {name: stage.params for name, stage in stages.items() if stage is not None}
+        params = {name: stage.params for name, stage in self.stages.items()}
         return jax.device_put(params, replicated(mesh))
 
 

@@ -32,15 +32,17 @@ def make_preview(recipe: Any) -> Preview | None:
 
     log = recipe.log
     clip = load_clip(recipe.clip)
-    prior = load_stage(log.preview_prior) if log.preview_prior else None
+    stages = {"clip": clip}
+    if log.preview_prior:
+        stages["prior"] = load_stage(log.preview_prior)
     config = SamplerConfig(
         method="ddim", num_steps=log.preview_steps, guidance_scale=log.preview_guidance
     )
     texts = [text for text in log.preview_prompts for _ in range(log.preview_columns)]
     keys = image_keys(0, [*range(log.preview_columns)] * len(log.preview_prompts))
     sampling = SamplingConfig(decoder=config, batch_size=len(texts))
-    first = UnCLIP.from_stages(clip, prior, None, sampling)
-    if prior is None:
+    first = UnCLIP(stages, sampling)
+    if "prior" not in stages:
         embeddings = np.repeat(first.encode_text(log.preview_prompts), log.preview_columns, axis=0)
     else:
         embeddings = first.sample_prior(texts, keys)
@@ -48,7 +50,7 @@ def make_preview(recipe: Any) -> Preview | None:
 
     def preview(stage: Stage, path: Path) -> None:
         own = replace(stage, clip_id=clip.clip_id)
-        bundle = UnCLIP(clip, None, own, sampling, "", compiled)
+        bundle = UnCLIP({"clip": clip, "decoder": own}, sampling, "", compiled)
         images = bundle.decode(embeddings, texts, keys)
         save_png(path, make_grid(images, log.preview_columns))
 

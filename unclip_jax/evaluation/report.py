@@ -61,8 +61,8 @@ def load_material(unclip: UnCLIP, num_prompts: int, prompts: Sequence[str]) -> M
         UserError: the decoder was not trained on the emoji, or does not know a prompt.
     """
     known, rows = None, []
-    if unclip.prior is not None and unclip.decoder is not None:
-        recipe = unclip.decoder.recipe
+    if "prior" in unclip.stages and "decoder" in unclip.stages:
+        recipe = unclip.stage("decoder").recipe
         assert isinstance(recipe, DecoderRecipe)
         if recipe.data.source != "emoji":
             raise UserError(
@@ -96,18 +96,17 @@ def evaluate(
         say(f"CLIP: {len(pictures.facts)} pictures of {split}")
         retrieval.append(measure_retrieval(unclip, split, pictures))
     prior = None
-    if unclip.prior is not None:
+    if "prior" in unclip.stages:
         prior = measure_prior(unclip, "test_cells", material.splits["test_cells"], seed, say)
     decoder, grids = None, {}
     if material.known is not None:
         decoder, grids = measure_decoder(
             unclip, material.known, material.prompts, seed, per_prompt, say
         )
-    stages = {"clip": unclip.clip, "prior": unclip.prior, "decoder": unclip.decoder}
     result = Evaluation(
         model=Path(unclip.name).name,
         clip_id=unclip.clip.clip_id,
-        steps={name: stage.step for name, stage in stages.items() if stage is not None},
+        steps={name: stage.step for name, stage in unclip.stages.items()},
         seed=seed,
         retrieval=tuple(retrieval),
         prior=prior,
