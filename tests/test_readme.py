@@ -17,14 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.training.weights import shipped_model
-
-_model = shipped_model("emoji")
-needs_model = pytest.mark.skipif(
-    _model is None or not _model.is_dir(),
-    reason="the model `emoji` is not in this checkout; scripts/train_emoji.sh makes it",
-)
-
 
 def _blocks(text: str) -> list[str]:
     return re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
@@ -72,7 +64,6 @@ def _one(readme: str, start: str) -> str:
     return found[0]
 
 
-@needs_model
 def test_sampling_writes_pictures_with_their_settings(readme: str, folder: Path) -> None:
     command = _one(readme, "python sample.py text ")
     done = _run(folder, command)
@@ -85,20 +76,17 @@ def test_sampling_writes_pictures_with_their_settings(readme: str, folder: Path)
     assert facts["prompt"] == "guitar, noto style" and facts["index"] == 3
 
 
-@needs_model
 def test_a_file_of_prompts(readme: str, folder: Path) -> None:
     _run(folder, _one(readme, "python sample.py text --prompts") + " --out listed --num-images 1")
     assert len(list((folder / "listed").glob("0*.png"))) == 2
 
 
-@needs_model
 def test_the_python_block(readme: str, folder: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     (folder / "block.py").write_text(code)
     _run(folder, "python block.py")
 
 
-@needs_model
 def test_training_continues_where_it_stopped(readme: str, folder: Path) -> None:
     command = _one(readme, "python train.py configs/emoji/decoder.py --workdir runs/d --steps")
     shorter = command.replace("--steps 20", "--steps 2")

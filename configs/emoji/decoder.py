@@ -2,9 +2,11 @@
 
     python train.py configs/emoji/decoder.py --workdir runs/decoder --clip runs/clip
 
-Two CPU cores as two devices (scripts/train_emoji.sh): 15 pictures a second, 36 minutes; one device:
-10 a second. After these 2,000 steps colours and outlines follow the caption, inner details do not
-yet: for clear pictures give more --steps.
+Two CPU cores as two devices (scripts/train_emoji.sh): 19 pictures a second, 56 minutes, in which
+each of the 233 pictures is seen 268 times. `loss` in metrics.jsonl ends near 0.04.
+
+Muon and not AdamW: after 340 steps of 16 pictures its loss was 0.18, AdamW's at the same learning
+rate's half 0.33.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

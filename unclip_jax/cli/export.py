@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unclip_jax.cli.overrides import parse
 from unclip_jax.errors import UserError
@@ -63,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"these stages were trained for different CLIPs: {ids}")
     out = Path(options.out)
     for name, stage in stages.items():
-        save_stage(stage, out / name, options.dtype)
+        recipe: Any = stage.recipe
+        if hasattr(recipe, "clip"):  # a path of this machine
+            recipe = replace(recipe, clip=out.name)
+        save_stage(replace(stage, recipe=recipe), out / name, options.dtype)
         size = (out / name / "model.safetensors").stat().st_size / 1e6
         print(f"{name}: step {stage.step}, {size:.1f} MB in {out / name}")
     default = SamplingConfig()
