@@ -33,11 +33,19 @@ class Oracle:
     the decoder is guided; unguided it draws everything in the first style.
     """
 
-    decoder: Any = field(default_factory=lambda: SimpleNamespace(step=3))
-    prior: Any = field(default_factory=lambda: SimpleNamespace(step=2))
-    clip: Any = field(default_factory=lambda: SimpleNamespace(step=1, clip_id="c0ffee"))
+    stages: Any = field(
+        default_factory=lambda: {
+            "clip": SimpleNamespace(step=1, clip_id="c0ffee"),
+            "prior": SimpleNamespace(step=2),
+            "decoder": SimpleNamespace(step=3),
+        }
+    )
     sampling: SamplingConfig = SamplingConfig()
     name: str = "oracle"
+
+    @property
+    def clip(self) -> Any:
+        return self.stages["clip"]
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         return np.eye(len(CAPTIONS))[[CAPTIONS.index(text) for text in texts]]
@@ -158,7 +166,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_clip_alone(tmp_path: Path) -> None:
-    alone = Oracle(decoder=None, prior=None)
+    alone = Oracle({"clip": Oracle().clip})
     result, grids = run(alone, replace(MATERIAL, known=None, prompts=()))
     assert result.prior is None and result.decoder is None and not grids
     text = save_evaluation(tmp_path, result, grids)

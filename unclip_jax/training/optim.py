@@ -61,31 +61,38 @@ def matrix_axes(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
+def _optimizer_names(params: Any) -> Any:
+    """'muon' for each leaf that is a matrix, else 'adamw'."""
+    axes = matrix_axes(params)
+    return jax.tree.map(lambda leaf: "adamw" if leaf is None else "muon", axes, is_leaf=_is_axes)
+
+
+def _is_axes(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, optax.contrib.MuonDimensionNumbers)
+
+
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clip, then AdamW (Loshchilov & Hutter 2019) or Muon (Jordan 2024), with `decay_mask`."""
     learning_rate = make_learning_rate(config, steps)
+    optimizer = optax.adamw(
+        learning_rate,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+        mu_dtype=config.mu_dtype,
+    )
     if config.optimizer == "muon":
-        optimizer = optax.contrib.muon(
+        # optax.contrib.muon has an AdamW for the rest, but one without the mask.
+        muon = optax.contrib.muon(
             learning_rate,
             weight_decay=config.weight_decay,
-            weight_decay_mask=decay_mask,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
             mu_dtype=config.mu_dtype,
             muon_weight_dimension_numbers=matrix_axes,
             consistent_rms=MUON_RMS,
         )
-    else:
-        optimizer = optax.adamw(
-            learning_rate,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-            mu_dtype=config.mu_dtype,
-        )
+        optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _optimizer_names)
     parts = [optimizer, bound_logit_scale()]
     if config.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
