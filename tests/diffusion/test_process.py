@@ -22,7 +22,9 @@ from unclip_jax.diffusion.process import (
     x0_from_eps,
     x0_from_v,
 )
-from unclip_jax.diffusion.schedule import Schedule, make_schedule, respace, spaced_timesteps
+from unclip_jax.diffusion.schedule import Schedule, make_schedule, respace, zero_terminal_snr
+from unclip_jax.diffusion.spacing import spaced_timesteps
+from unclip_jax.errors import UserError
 
 TRAINING = make_schedule("cosine")
 CHAINS = {"training": TRAINING, "25 steps": respace(TRAINING, spaced_timesteps(1000, 25))}
@@ -149,3 +151,29 @@ def test_fixed_variances() -> None:
 def test_split_variance_takes_the_prediction_first() -> None:
     prediction, values = split_variance(jnp.arange(6.0).reshape(1, 6))
     assert list(prediction[0]) == [0, 1, 2] and list(values[0]) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_targets_convert_back_without_any_signal(prediction: Prediction) -> None:
+    """At abar = 0, x_t is the noise and says nothing of x_0, which the output alone gives."""
+    schedule = zero_terminal_snr(TRAINING)
+    x0, noise = draws(5, 1, 4)
+    x0_, noise_, t = jnp.asarray(x0), jnp.asarray(noise), jnp.array([999])
+    xt = q_sample(schedule, x0_, t, noise_)
+    np.testing.assert_array_equal(xt, noise)
+    output = target(schedule, prediction, x0_, noise_, t)
+    np.testing.assert_array_equal(to_x0(schedule, prediction, output, xt, t), x0)
+    np.testing.assert_array_equal(to_eps(schedule, prediction, output, xt, t), noise)
+    mean, variance = posterior(schedule, x0_, xt, t)
+    assert np.isfinite(mean).all() and np.isfinite(variance).all()
+
+
+def test_eps_is_refused_where_no_signal_is_left() -> None:
+    schedule = zero_terminal_snr(TRAINING)
+    x0, noise = (jnp.asarray(array) for array in draws(6, 1, 4))
+    with pytest.raises(UserError, match="choose v or x0"):
+        to_x0(schedule, "eps", noise, noise, jnp.array([999]))
+    with pytest.raises(UserError, match="choose v or x0"):
+        target(schedule, "eps", x0, noise, jnp.array([3]))
+    shorter = respace(schedule, range(999))
+    assert np.isfinite(to_x0(shorter, "eps", noise, noise, jnp.array([998]))).all()

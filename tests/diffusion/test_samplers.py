@@ -15,15 +15,13 @@ import pytest
 from unclip_jax.diffusion.process import q_sample
 from unclip_jax.diffusion.samplers import (
     SamplerConfig,
-    ddim_invert_step,
-    ddim_step,
-    ddpm_step,
     make_step,
     row_noise,
     sample,
     sampling_schedule,
 )
 from unclip_jax.diffusion.schedule import Schedule, make_schedule, respace
+from unclip_jax.diffusion.steps import ddim_invert_step, ddim_step, ddpm_step
 from unclip_jax.errors import UserError
 
 TRAINING = make_schedule("cosine")
@@ -33,6 +31,8 @@ CONFIGS = {
     "ddpm": SamplerConfig(num_steps=6),
     "ddim": SamplerConfig(method="ddim", num_steps=6),
     "ddim eta": SamplerConfig(method="ddim", num_steps=6, eta=0.7, thresholding="dynamic"),
+    "dpm_solver": SamplerConfig(method="dpm_solver", num_steps=6, spacing="log_snr"),
+    "unipc": SamplerConfig(method="unipc", num_steps=6),
 }
 # Compilers may join a product and a sum into one rounding; a wrong noise differs by 1.
 ROUNDING = {"rtol": 0, "atol": 2e-5}
@@ -182,6 +182,38 @@ def test_steps_are_the_scan() -> None:
     np.testing.assert_allclose(xt, run(config, keys=KEYS), **ROUNDING)
 
 
+def test_the_start_is_scaled_noise() -> None:
+    """GLIDE's 0.997 is a factor on the noise that is drawn, not on a start that is given."""
+    config = dataclasses.replace(CONFIGS["ddim"], start_scale=0.5)
+    x_T = row_noise(KEYS, 1000, SHAPE)
+    np.testing.assert_array_equal(run(config, keys=KEYS), run(config, x_T=0.5 * x_T))
+    np.testing.assert_array_equal(run(config, x_T=x_T), run(CONFIGS["ddim"], x_T=x_T))
+
+
+def test_a_step_of_a_solver_needs_the_ones_before() -> None:
+    for method in ("dpm_solver", "unipc"):
+        config = CONFIGS[method]
+        with pytest.raises(UserError, match="remembers"):
+            make_step(sampling_schedule(TRAINING, config), config, prediction="v")
+
+
+def test_timesteps_may_be_listed() -> None:
+    listed = SamplerConfig(num_steps=[999, 0, 500])  # type: ignore[arg-type]
+    assert listed.num_steps == (999, 0, 500) and hash(listed)
+    assert list(sampling_schedule(TRAINING, listed).timesteps) == [0, 500, 999]
+    for steps, text in [((0, 0, 5), "increasing"), ((0, 1000), "from 0 to 999")]:
+        with pytest.raises(UserError, match=text):
+            sampling_schedule(TRAINING, SamplerConfig(num_steps=steps))
+
+
+def test_spacing_decides_where_a_number_of_steps_lies() -> None:
+    even = sampling_schedule(TRAINING, SamplerConfig(num_steps=5))
+    assert list(even.timesteps) == [0, 250, 500, 749, 999]
+    log = sampling_schedule(TRAINING, SamplerConfig(num_steps=5, spacing="log_snr"))
+    assert list(np.diff(log.log_snr) < -2.0) == [True] * 4  # 10.1 in 4 steps
+    assert log.timesteps[0] == 0 and log.timesteps[-1] == 995
+
+
 def test_missing_or_misshapen_noise_is_a_one_line_error() -> None:
     ddpm, ddim = CONFIGS["ddpm"], CONFIGS["ddim"]
     x_T = jnp.zeros(SHAPE)
@@ -200,16 +232,39 @@ def test_missing_or_misshapen_noise_is_a_one_line_error() -> None:
         assert "\n" not in str(error.value)
 
 
-def test_config_checks_its_fields_and_is_json() -> None:
-    config = SamplerConfig(num_steps="fast27", method="ddim")
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplerConfig(num_steps="fast27", method="ddim"),
+        SamplerConfig(num_steps=(3, 500), guidance_interval=(100, 700)),
+    ],
+)
+def test_config_is_json(config: SamplerConfig) -> None:
     assert SamplerConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    for field, value in [
-        ("method", "euler"),
-        ("thresholding", "soft"),
-        ("num_steps", 0),
-        ("eta", 1.5),
-        ("limit", 0.0),
-        ("percentile", 0.0),
-    ]:
-        with pytest.raises(UserError, match=field):
-            SamplerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("method", {"method": "euler"}),
+        ("thresholding", {"thresholding": "soft"}),
+        ("num_steps", {"num_steps": 0}),
+        ("num_steps", {"num_steps": ()}),
+        ("num_steps", {"num_steps": (1, 2.5)}),
+        ("spacing", {"spacing": "karras"}),
+        ("spacing", {"spacing": "log_snr", "num_steps": "fast27"}),
+        ("eta", {"method": "ddim", "eta": 1.5}),
+        ("eta", {"method": "unipc", "eta": 0.5}),
+        ("start_scale", {"start_scale": 0.0}),
+        ("limit", {"limit": 0.0}),
+        ("percentile", {"percentile": 0.0}),
+        ("guidance_rescale", {"guidance_rescale": 1.1}),
+        ("guidance_interval", {"guidance_interval": (700, 100)}),
+        ("guidance_interval", {"guidance_interval": (1, 2, 3)}),
+        ("iterations", {"iterations": -1}),
+    ],
+)
+def test_config_checks_its_fields(field: str, values: dict) -> None:
+    with pytest.raises(UserError, match=field) as error:
+        SamplerConfig(**values)
+    assert "\n" not in str(error.value)

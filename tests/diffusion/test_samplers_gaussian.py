@@ -7,29 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.diffusion.gaussian import Gaussian, kernel, mean_error, missing_variance, moments
+from tests.diffusion.gaussian import (
+    Gaussian,
+    kernel,
+    mean_error,
+    missing_variance,
+    moments,
+    rounding,
+)
 from unclip_jax.diffusion.process import Prediction, extract
-from unclip_jax.diffusion.samplers import SamplerConfig, ddim_invert, sample, sampling_schedule
-from unclip_jax.diffusion.schedule import Schedule, ScheduleName, make_schedule
+from unclip_jax.diffusion.samplers import SamplerConfig, sample, sampling_schedule
+from unclip_jax.diffusion.schedule import (
+    Schedule,
+    ScheduleName,
+    make_schedule,
+    zero_terminal_snr,
+)
 
 TRAINING: dict[str, Schedule] = {
     "cosine": make_schedule("cosine"),
     "linear": make_schedule("linear"),
 }
 NARROW, UNIT, WIDE = Gaussian(0.7, 0.5), Gaussian(-0.3, 1.0), Gaussian(2.0, 3.0)
-
-
-def rounding(chain: Schedule, prediction: Prediction) -> float:
-    """Bound of float32's relative error after a whole chain.
-
-    Four roundings of 2^-24 a step, in the worst case all in one direction. With eps-prediction the
-    first x_0 is x_t / sqrt(abar_T) minus almost the same, and the next state keeps sqrt(abar) of
-    the error.
-    """
-    bound = len(chain) * 2.0**-22
-    if prediction == "eps":
-        bound += 2.0**-22 * np.sqrt(chain.alphas_bar[-2] / chain.alphas_bar[-1])
-    return bound
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -157,45 +156,17 @@ def test_moments_of_keyed_noise() -> None:
     assert np.abs(np.corrcoef(samples)[np.triu_indices(64, 1)]).max() < 5 / np.sqrt(1024)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_inversion_then_sampling_returns_the_start(prediction: Prediction) -> None:
-    """Both directions are affine, so that the reconstruction is known; its error is of order 1 / N.
-
-    A step between two angles of the ellipse above multiplies the distance to the mean by the
-    cosine of the turn and by the ratio of the radii, in either direction. The radii cancel, but for
-    the clean picture that is taken for one at abar_0, and the last step to abar = 0 that sampling
-    takes for abar_{N-1}.
-    """
-    data = Gaussian(0.2, 0.5)
-    training = TRAINING["cosine"]
-    config = SamplerConfig(method="ddim", num_steps=250, thresholding="none")
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_a_chain_that_starts_from_pure_noise(method: str, prediction: Prediction) -> None:
+    """With zero terminal SNR x_T is what sampling starts from: nothing is left of the mean's error,
+    and the variance lacks what it has to."""
+    training = zero_terminal_snr(TRAINING["linear"])
+    config = SamplerConfig(method=method, num_steps=20, thresholding="none")  # type: ignore[arg-type]
     chain = sampling_schedule(training, config)
-    denoise = data.denoiser(training, prediction)
-    start = np.linspace(-0.8, 1.2, 9, dtype=np.float32)[:, None]
-
-    @jax.jit
-    def both(x0: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_T = ddim_invert(denoise, chain, x0, config=config, prediction=prediction)
-        again = sample(denoise, chain, x0.shape, config=config, prediction=prediction, x_T=x_T)
-        return x_T, again
-
-    x_T, again = (np.asarray(array, np.float64) for array in both(jnp.asarray(start)))
-
-    levels = np.concatenate([[1.0], chain.alphas_bar, [0.0]])
-    signal, noise = np.sqrt(levels), np.sqrt(1 - levels)
-    radius = np.hypot(data.std * signal, noise)
-    turns = np.diff(np.arctan2(noise, data.std * signal))
-    up = np.prod(np.cos(turns[1:])) * radius[-1] / radius[1]
-    down = np.prod(np.cos(turns[:-1])) * radius[0] / radius[-2]
-    expected_T = up * (start - signal[1] * data.mean)
-    expected = data.mean + down * (expected_T - signal[-2] * data.mean)
-    tolerance = 2 * rounding(chain, prediction)
-    np.testing.assert_allclose(x_T, expected_T, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(again, expected, rtol=0, atol=tolerance)
-
-    # The cosines lose at most the sum of the squared turns; the rest are the two mismatched ends.
-    lost = np.sum(turns**2) + abs(radius[0] / radius[1] / radius[-2] - 1)
-    shift = (1 - signal[1]) + signal[-2]
-    bound = lost * np.abs(start - data.mean) + shift * abs(data.mean) + tolerance
-    assert lost < 0.015
-    assert np.all(np.abs(again - start) <= bound)
+    assert chain.alphas_bar[-1] == 0 and mean_error(WIDE, chain, config) == 0
+    mean, variance = moments(WIDE.denoiser(training, prediction), chain, config, prediction)
+    relative = rounding(chain, prediction)
+    assert mean == pytest.approx(WIDE.mean, abs=relative * (WIDE.mean + WIDE.std))
+    expected = WIDE.std**2 - missing_variance(WIDE, chain, config)
+    assert np.sqrt(variance) == pytest.approx(np.sqrt(expected), rel=relative)

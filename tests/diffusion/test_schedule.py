@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unclip_jax.diffusion.schedule import make_schedule, respace, spaced_timesteps
+from unclip_jax.diffusion.schedule import make_schedule, respace, zero_terminal_snr
+from unclip_jax.diffusion.spacing import spaced_timesteps
 from unclip_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -81,51 +82,6 @@ def test_schedule_is_hashable_and_read_only() -> None:
         schedule.betas[0] = 1
 
 
-@pytest.mark.parametrize("count", [2, 5, 7, 10, 25, 50, 64, 100, 250])
-def test_spaced_timesteps_equal_karlo(count: int) -> None:
-    golden = np.load(GOLDEN / "karlo_sampler_steps.npz")[f"timesteps_{count}"]
-    steps = spaced_timesteps(1000, count)
-    np.testing.assert_array_equal(steps[::-1], golden)
-    np.testing.assert_array_equal(spaced_timesteps(1000, str(count)), steps)
-    assert steps.dtype == np.int32
-
-
-def test_spaced_timesteps_add_the_stride_up_as_adm_does() -> None:
-    """Multiplying instead gives another list for 278 of the counts, first for 21, 23, 31 and 35."""
-    others = []
-    for count in range(2, 1001):
-        steps = spaced_timesteps(1000, count)
-        assert len(steps) == count and steps[0] == 0 and steps[-1] == 999
-        assert np.all(np.diff(steps) > 0)
-        if list(steps) != [round(i * (999 / (count - 1))) for i in range(count)]:
-            others.append(count)
-    assert len(others) == 278 and others[:4] == [21, 23, 31, 35]
-
-
-def test_spaced_timesteps_by_sections_strides_and_lists() -> None:
-    fast = spaced_timesteps(1000, "fast27")
-    sections = spaced_timesteps(1000, "10,10,3,2,2")
-    expected = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199]
-    assert list(sections) == [
-        *expected,
-        *(200 + step for step in expected),
-        *(400, 500, 599, 600, 799, 800, 999),
-    ]
-    assert list(fast) == [*sections[:-1], 997]
-    # 300 steps in sections of 10, 15 and 20: ADM's own example.
-    assert list(spaced_timesteps(300, "10,15,20")[:10]) == list(range(0, 100, 11))
-    assert list(spaced_timesteps(1000, "ddim25")) == list(range(0, 1000, 40))
-    assert list(spaced_timesteps(1000, [7, 3, 999])) == [3, 7, 999]
-    assert list(spaced_timesteps(1000, 1)) == [999]
-
-
-@pytest.mark.parametrize("spec", ["", "many", "ddim", "ddim999", "1001", 0, -3, "500,2.5", 1001])
-def test_bad_specs_are_one_line_errors(spec: int | str) -> None:
-    with pytest.raises(UserError) as error:
-        spaced_timesteps(1000, spec)
-    assert "\n" not in str(error.value) and "give" in str(error.value)
-
-
 def test_respacing_keeps_levels_and_recomputes_betas() -> None:
     training = make_schedule("cosine")
     chain = respace(training, spaced_timesteps(1000, 25))
@@ -155,3 +111,38 @@ def test_impossible_schedules_are_refused() -> None:
         make_schedule("cosine", 0)
     with pytest.raises(UserError, match="choose cosine or linear"):
         make_schedule("quadratic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_log_snr_is_half_the_log_of_the_ratio(name: str) -> None:
+    schedule = make_schedule(name)  # type: ignore[arg-type]
+    level = schedule.alphas_bar.astype(np.longdouble)
+    expected = np.log(level / (1 - level)) / 2
+    np.testing.assert_allclose(schedule.log_snr, expected.astype(float), rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_zero_terminal_snr_moves_and_stretches_the_signal(name: str) -> None:
+    """Linear in sqrt(abar): the first value stays, the last is 0, ratios of differences stay."""
+    before = make_schedule(name)  # type: ignore[arg-type]
+    after = zero_terminal_snr(before)
+    assert after.alphas_bar[-1] == 0 and after.betas[-1] == 1
+    assert after.alphas_bar[0] == pytest.approx(before.alphas_bar[0], rel=1e-15)
+    old, new = np.sqrt(before.alphas_bar), np.sqrt(after.alphas_bar)
+    shares = (old[:-1] - old[1:]) / (old[0] - old[-1])
+    np.testing.assert_allclose((new[:-1] - new[1:]) / new[0], shares, rtol=0, atol=1e-15)
+    # Betas as Lin et al. make them from the products.
+    alphas = after.alphas_bar[1:] / after.alphas_bar[:-1]
+    np.testing.assert_allclose(after.betas, 1 - np.append(after.alphas_bar[0], alphas), atol=1e-15)
+    assert list(after.timesteps) == list(range(1000)) and after.num_train_timesteps == 1000
+    for table in (
+        after.posterior_variance,
+        after.posterior_log_variance_clipped,
+        after.large_log_variance,
+        after.posterior_mean_coef1,
+        after.posterior_mean_coef2,
+    ):
+        assert np.isfinite(table).all()
+    assert after.log_snr[-1] == -np.inf and np.isfinite(after.log_snr[:-1]).all()
+    with pytest.raises(UserError, match="2 steps or more"):
+        zero_terminal_snr(respace(before, [999]))

@@ -24,6 +24,7 @@ from unclip_jax.diffusion.process import (
     to_x0,
 )
 from unclip_jax.diffusion.schedule import Schedule
+from unclip_jax.diffusion.weighting import LossWeighting, loss_weight
 
 
 def mse_loss(prediction: Array, target: Array) -> Array:
@@ -66,30 +67,36 @@ def diffusion_loss(
     *,
     prediction: Prediction,
     variance: Variance,
+    weighting: LossWeighting | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """L_simple, or with `learned_range` the hybrid loss (Nichol & Dhariwal 2021, eq. 16).
 
     The bound's gradient reaches only the variance: it sees the predicted mean as a constant.
+    A weighting multiplies the squared error and neither the bound nor the metrics.
 
     Args:
         output: [B, ..., C] of any float type, or [B, ..., 2C] with `learned_range`.
         x0, noise: [B, ..., C] float32, the clean sample and the noise that was drawn.
         xt: [B, ..., C] float32, q_sample(schedule, x0, t, noise), what the network was given.
         t: [B] int32 in [0, N).
+        weighting: of the noise levels; None weights all alike.
     Returns:
         loss [B] float32; metrics, each [B] float32: `mse`, and with `learned_range` `vb`, the term
         of the bound in bits a dimension.
     """
+    weight: Array | float = 1.0
+    if weighting is not None:
+        weight = extract(loss_weight(schedule, prediction, weighting), t, 1)
     if variance != "learned_range":
         mse = mse_loss(output, target(schedule, prediction, x0, noise, t))
-        return mse, {"mse": mse}
+        return mse * weight, {"mse": mse}
     predicted, values = split_variance(output)
     mse = mse_loss(predicted, target(schedule, prediction, x0, noise, t))
     predicted_x0 = to_x0(schedule, prediction, jax.lax.stop_gradient(predicted), xt, t)
     mean, _ = posterior(schedule, predicted_x0, xt, t)
     log_variance = model_log_variance(schedule, variance, values, t, xt.ndim)
     vb = vb_terms(schedule, x0, xt, t, mean, log_variance)
-    return mse + vb * (len(schedule) / 1000), {"mse": mse, "vb": vb}
+    return mse * weight + vb * (len(schedule) / 1000), {"mse": mse, "vb": vb}
 
 
 def _row_mean(values: Array) -> Array:

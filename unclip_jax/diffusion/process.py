@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from unclip_jax.diffusion.schedule import Schedule
+from unclip_jax.errors import UserError
 
 Prediction = Literal["eps", "x0", "v"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
@@ -62,7 +63,11 @@ def x0_from_eps(schedule: Schedule, eps: Array, xt: Array, t: Array) -> Array:
     """x_0 = x_t / sqrt(abar) - sqrt(1 / abar - 1) eps, [B, ...] float32.
 
     At the end of a cosine chain the factors are 2e4, and so is the error of eps that it returns.
+
+    Raises:
+        UserError: a chain that ends without any signal (abar = 0).
     """
+    _refuse_eps_without_signal(schedule)
     scale = extract(schedule.sqrt_recip_alphas_bar, t, xt.ndim)
     return scale * xt - extract(schedule.sqrt_recipm1_alphas_bar, t, xt.ndim) * eps
 
@@ -121,8 +126,13 @@ def to_eps(schedule: Schedule, prediction: Prediction, output: Array, xt: Array,
 
 
 def target(schedule: Schedule, prediction: Prediction, x0: Array, noise: Array, t: Array) -> Array:
-    """What the network should have said of q_sample(x0, t, noise), [B, ...] float32."""
+    """What the network should have said of q_sample(x0, t, noise), [B, ...] float32.
+
+    Raises:
+        UserError: eps on a chain that ends without any signal: nothing could be sampled from it.
+    """
     if prediction == "eps":
+        _refuse_eps_without_signal(schedule)
         return noise
     if prediction == "v":
         return v_from_x0_eps(schedule, x0, noise, t)
@@ -165,3 +175,11 @@ def model_log_variance(
     large = extract(np.log(schedule.betas), t, ndim)
     fraction = (values.astype(jnp.float32) + 1) / 2
     return fraction * large + (1 - fraction) * small
+
+
+def _refuse_eps_without_signal(schedule: Schedule) -> None:
+    if schedule.alphas_bar[-1] == 0:
+        raise UserError(
+            "prediction 'eps' says nothing about the picture where the schedule has no signal "
+            "left (zero terminal SNR): choose v or x0"
+        )

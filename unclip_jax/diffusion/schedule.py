@@ -1,4 +1,4 @@
-"""Noise schedules in float64, and the shorter chains that sampling uses.
+"""Noise schedules in float64, and the shorter chains that sampling uses (`spacing` chooses them).
 
 The tables stay in numpy and in double precision: with cosine betas, abar falls to 2.4e-9, and the
 posterior's coefficients computed from float32 tables are wrong by 27 % in the first of 7 steps.
@@ -83,6 +83,15 @@ class Schedule:
         return np.sqrt(1 - self.alphas_bar)
 
     @cached_property
+    def log_snr(self) -> np.ndarray:
+        """lambda = log(sqrt(abar) / sqrt(1 - abar)), half the log of the signal-to-noise ratio.
+
+        [N], falling; -inf where abar is 0.
+        """
+        with np.errstate(divide="ignore"):
+            return 0.5 * (np.log(self.alphas_bar) - np.log1p(-self.alphas_bar))
+
+    @cached_property
     def sqrt_recip_alphas_bar(self) -> np.ndarray:
         """1 / sqrt(abar), [N]."""
         return 1 / np.sqrt(self.alphas_bar)
@@ -146,6 +155,26 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     return _schedule(betas, alphas_bar, schedule.timesteps[kept], schedule.num_train_timesteps)
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The chain, rescaled so that its last step is pure noise (Lin et al. 2023, algorithm 1).
+
+    sqrt(abar) is shifted by its last value and stretched so that the first one stays. Without a
+    signal left, x_0 does not follow from eps: networks have to predict x0 or v.
+
+    Args:
+        schedule: of two steps or more.
+    Raises:
+        UserError: a chain of one step, which would have to keep its level and lose it.
+    """
+    if len(schedule) < 2:
+        raise UserError("zero terminal SNR needs a chain of 2 steps or more: give more timesteps")
+    signal = schedule.sqrt_alphas_bar
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_bar = signal**2
+    betas = 1 - alphas_bar / np.append(1.0, alphas_bar[:-1])
+    return _schedule(betas, alphas_bar, schedule.timesteps, schedule.num_train_timesteps)
+
+
 def _schedule(
     betas: np.ndarray, alphas_bar: np.ndarray, timesteps: np.ndarray, num_train_timesteps: int
 ) -> Schedule:
@@ -153,70 +182,3 @@ def _schedule(
     for table in tables:
         table.setflags(write=False)
     return Schedule(*tables, num_train_timesteps=num_train_timesteps)
-
-
-def spaced_timesteps(num_timesteps: int, spec: int | str | Sequence[int]) -> np.ndarray:
-    """Which steps of a chain to visit, as ADM and GLIDE choose them.
-
-    Args:
-        num_timesteps: length of the chain.
-        spec: 25 or "25": that many, evenly spaced from the first to the last (1 is the last alone).
-            "10,10,3,2,2": so many in each of five equal sections, least noise first. "ddim25":
-            every k-th from 0, for the integer k that gives 25. "fast27": GLIDE's upsampler, the
-            five sections above with 999, the last of 1000, replaced by 997. A sequence of ints:
-            those timesteps.
-    Returns:
-        int32, increasing.
-    Raises:
-        UserError: a spec that cannot be read, or more steps than there are.
-    """
-    if isinstance(spec, (int, np.integer)):
-        spec = str(int(spec))
-    if not isinstance(spec, str):
-        return np.array(sorted(spec), dtype=np.int32)
-    if spec == "fast27":
-        steps = _sections(num_timesteps, [10, 10, 3, 2, 2], spec)
-        # DDIM from the very last step of an eps-network shows artifacts: abar is nearly 0 there.
-        return np.array([*steps[:-1], num_timesteps - 3], dtype=np.int32)
-    if spec.startswith("ddim"):
-        count = _count(spec[len("ddim") :], spec)
-        for stride in range(1, num_timesteps + 1):
-            if len(range(0, num_timesteps, stride)) == count:
-                return np.arange(0, num_timesteps, stride, dtype=np.int32)
-        raise UserError(
-            f"steps {spec!r}: no integer stride gives {count} of {num_timesteps} timesteps; "
-            "give another number, or the number without 'ddim'"
-        )
-    counts = [_count(part, spec) for part in spec.split(",")]
-    return np.array(_sections(num_timesteps, counts, spec), dtype=np.int32)
-
-
-def _sections(num_timesteps: int, counts: list[int], spec: str) -> list[int]:
-    if counts == [1]:
-        # ADM would return step 0, which takes pure noise for an almost clean sample.
-        return [num_timesteps - 1]
-    steps: list[int] = []
-    start = 0
-    for section, count in enumerate(counts):
-        size = num_timesteps // len(counts) + (section < num_timesteps % len(counts))
-        if size < count:
-            raise UserError(
-                f"steps {spec!r}: {count} steps do not fit into {size} timesteps; give fewer"
-            )
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        position = 0.0
-        for _ in range(count):
-            steps.append(start + round(position))
-            # Added up, not multiplied: the rounding decides some steps, and ADM adds.
-            position += stride
-        start += size
-    return steps
-
-
-def _count(text: str, spec: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise UserError(
-            f"steps {spec!r}: give a number such as 250, 'ddim50', 'fast27', or numbers a section "
-            "such as '10,10,3,2,2'"
-        )
-    return int(text)
