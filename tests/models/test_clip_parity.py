@@ -13,7 +13,7 @@ import pytest
 from tests.models.reference_weights import Golden, Tree, clip_from_openai
 from unclip_jax.models.clip import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.training.objectives.clip import softmax_loss
+from unclip_jax.training.contrastive import softmax_loss
 
 CONFIG = CLIPConfig(
     embedding_width=40,
