@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.data import pipeline
+from unclip_jax.data import picture_reader
 from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.data.captions import EmojiFacts, all_captions, caption_with_style, draw_caption
 from unclip_jax.data.pipeline import Batch, make_batches
@@ -118,7 +118,7 @@ def test_threads_change_nothing(threads: int) -> None:
 def test_pictures_in_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     warm_source, cold_source = Numbers(20, [4]), Numbers(20, [4])
     warm = batches(warm_source, 12)
-    monkeypatch.setattr(pipeline, "CACHE_BYTES", 0)
+    monkeypatch.setattr(picture_reader, "CACHE_BYTES", 0)
     cold = batches(cold_source, 12)
     assert_same(warm, cold)
     assert warm_source.reads < cold_source.reads
