@@ -55,6 +55,10 @@ def unclip(stages: dict[str, Stage]) -> UnCLIP:
     return UnCLIP(stages, SAMPLING, "toy")
 
 
+def with_guidance(scale: float) -> SamplingConfig:
+    return replace(SAMPLING, decoder=replace(SAMPLING.decoder, guidance_scale=scale))
+
+
 def test_a_picture_depends_on_its_prompt_seed_and_index_only(unclip: UnCLIP) -> None:
     both = unclip.text_to_image(["a red apple", "a blue car"], num_images=3, seed=5)
     alone = unclip.text_to_image("a blue car", num_images=2, seed=5)
@@ -76,20 +80,18 @@ def test_embeddings_have_unit_norm(unclip: UnCLIP) -> None:
 def test_the_candidate_nearest_to_the_text_is_kept(unclip: UnCLIP) -> None:
     texts, keys = ["a red apple"] * 4, image_keys(3, range(4))
     text = unclip.encode_text(texts[:1])[0]
-    one = unclip.sample_prior(texts, keys, num_candidates=1) @ text
-    many = unclip.sample_prior(texts, keys, num_candidates=8) @ text
+    one = unclip.sample_prior(texts, keys, replace(SAMPLING, num_candidates=1)) @ text
+    many = unclip.sample_prior(texts, keys, replace(SAMPLING, num_candidates=8)) @ text
     assert many.mean() > one.mean()
 
 
 def test_guidance_of_one_is_the_plain_model(unclip: UnCLIP) -> None:
     keys, texts = image_keys(0, range(2)), ["a red apple", "a blue car"]
     vectors = unclip.encode_text(texts)
-    plain = unclip.decode(vectors, texts, keys, replace(SAMPLING.decoder, guidance_scale=1.0))
-    nearly = unclip.decode(
-        vectors, texts, keys, replace(SAMPLING.decoder, guidance_scale=1.0 + 1e-6)
-    )
+    plain = unclip.decode(vectors, texts, keys, with_guidance(1.0))
+    nearly = unclip.decode(vectors, texts, keys, with_guidance(1.0 + 1e-6))
     assert np.abs(plain.astype(int) - nearly.astype(int)).max() <= 1
-    strong = unclip.decode(vectors, texts, keys, replace(SAMPLING.decoder, guidance_scale=4.0))
+    strong = unclip.decode(vectors, texts, keys, with_guidance(4.0))
     assert np.abs(plain.astype(int) - strong.astype(int)).max() > 1
 
 

@@ -39,6 +39,9 @@ class DataConfig:
     """TFDS only: the feature that holds the picture."""
     caption_key: str = "caption"
     """TFDS only: the feature that holds the caption or the captions."""
+    embeddings: str | None = None
+    """Priors and decoder: a folder that `unclip embed` wrote for this data and CLIP, read instead
+    of running the image encoder at every step."""
     cache_dir: str | None = None
     """Where built data sets go; None is $UNCLIP_CACHE, else ~/.cache/unclip_jax."""
     threads: int = 4
@@ -73,6 +76,9 @@ class OptimConfig:
     """Decoupled weight decay on all weights that are not gains or biases (Radford et al. 2021)."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None does not clip."""
+    sam_rho: float = 0.0
+    """Radius of sharpness-aware minimisation (Foret et al. 2021), the perturbation found by each
+    device on its own rows; 0 is the plain gradient. unCLIP's CLIP has 0.1."""
     accumulate: int = 1
     """Micro-batches a step: the gradient is their mean, memory is that of one."""
     mu_dtype: Dtype = "float32"
@@ -81,6 +87,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"optim.learning_rate is {self.learning_rate}: give a positive number")
+        if self.sam_rho < 0:
+            raise UserError(f"optim.sam_rho is {self.sam_rho}: give a radius, or 0 for none")
         if self.accumulate < 1:
             raise UserError(f"optim.accumulate is {self.accumulate}: give 1 or more")
         if self.warmup_steps < 0:

@@ -1,6 +1,7 @@
 """UnCLIP: the trained stages as pure functions, and text to picture written on them.
 
-    text --encode_text--> text embedding --sample_prior--> image embedding --decode--> picture
+    text --encode_text--> text embedding --sample_prior--> image embedding
+                                     --decode--> 64 x 64 --upsample--> 256 --upsample--> 1024
 
 Every picture has a key of its own, fold_in(seed, index); nothing else is random. Work runs in
 padded micro-batches of one fixed size a device, so picture `index` of (prompt, seed) does not
@@ -23,24 +24,55 @@ from jax import Array
 
 from unclip_jax.config import MeshConfig, from_dict
 from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.diffusion.samplers import SamplerConfig
+from unclip_jax.diffusion.samplers import Gradient
 from unclip_jax.errors import UserError
 from unclip_jax.generation.captions import encode_caption
-from unclip_jax.generation.decoder import decode_embedding, to_uint8
+from unclip_jax.generation.decoder import Condition, decode_embedding, to_uint8
 from unclip_jax.generation.keys import fold_keys, image_keys
-from unclip_jax.generation.prior import sample_embedding
+from unclip_jax.generation.prior import make_prior, sample_embedding
 from unclip_jax.generation.sampling import SamplingConfig
+from unclip_jax.generation.steering import make_classifier_steering, make_clip_steering
+from unclip_jax.generation.tiling import TilingConfig
+from unclip_jax.generation.upsampler import upsample_picture
+from unclip_jax.models.classifier import Classifier
 from unclip_jax.models.clip import CLIP, CLIPConfig
+from unclip_jax.models.noised_clip import NoisedCLIP
 from unclip_jax.samples import Samples
-from unclip_jax.training.objectives.conditions import encode_image
+from unclip_jax.training.objectives.conditions import encode_image, to_float
+from unclip_jax.training.objectives.steering import make_labeler
+from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
+from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
+from unclip_jax.training.recipes.classifier import ClassifierRecipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 from unclip_jax.training.recipes.prior import PriorRecipe
+from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
 from unclip_jax.training.weights import SHIPPED, Stage, load_stage, missing_model, shipped_model
 
 # What a model may consist of: the name of a stage's folder, and the recipe it was trained by.
-STAGES: dict[str, type] = {"clip": CLIPRecipe, "prior": PriorRecipe, "decoder": DecoderRecipe}
+STAGES: dict[str, type] = {
+    "clip": CLIPRecipe,
+    "prior": PriorRecipe,
+    "ar_prior": ARPriorRecipe,
+    "linear_prior": LinearPriorRecipe,
+    "one_step_prior": OneStepPriorRecipe,
+    "decoder": DecoderRecipe,
+    "noised_clip": NoisedCLIPRecipe,
+    "classifier": ClassifierRecipe,
+    "upsampler_256": UpsamplerRecipe,
+    "upsampler_1024": UpsamplerRecipe,
+}
+PRIORS = {
+    "diffusion": "prior",
+    "ar": "ar_prior",
+    "linear": "linear_prior",
+    "one_step": "one_step_prior",
+}
+UPSAMPLED = (256, 1024)
+ALONE = ("noised_clip", "classifier")
+"""Stages that are not trained for a CLIP, like the upsamplers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +98,12 @@ class UnCLIP:
                 raise UserError(f"stage {name!r} is unknown: give {', '.join(STAGES)}")
             if not isinstance(stage.recipe, STAGES[name]):
                 raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
-            if stage.clip_id != clip_id:
+            if isinstance(stage.recipe, UpsamplerRecipe):
+                if name != f"upsampler_{stage.recipe.data.image_size}":
+                    raise UserError(
+                        f"the {name} given was trained for {stage.recipe.data.image_size} pixels"
+                    )
+            elif name not in ALONE and stage.clip_id != clip_id:
                 raise UserError(
                     f"the {name} was trained for CLIP {stage.clip_id}, not for this one "
                     f"({clip_id}): load the stages of one model together"
@@ -110,6 +147,7 @@ class UnCLIP:
     @property
     def tokenizer(self) -> Tokenizer:
         """What turns captions into tokens."""
+        assert self.clip.tokenizer is not None
         return self.clip.tokenizer
 
     @property
@@ -137,42 +175,115 @@ class UnCLIP:
         self,
         texts: Sequence[str],
         keys: Array,
-        config: SamplerConfig | None = None,
-        num_candidates: int | None = None,
+        sampling: SamplingConfig | None = None,
+        prior: str = "diffusion",
     ) -> np.ndarray:
-        """Image embeddings for captions, one a key: [N, E] float32, unit norm."""
-        config = config or self.sampling.prior
-        count = num_candidates or self.sampling.num_candidates
-        empty_tokens = self.tokenizer([""])
-        recipe: Any = self.stage("prior").recipe
+        """Image embeddings for captions, one a key: [N, E] float32, unit norm.
+
+        Args:
+            prior: one of `PRIORS`: diffusion, ar, linear or one_step.
+        """
+        how = sampling or self.sampling
+        if prior not in PRIORS:
+            raise UserError(f"prior {prior!r} is unknown: choose {', '.join(PRIORS)}")
+        name = PRIORS[prior]
+        stage, empty_tokens = self.stage(name), self.tokenizer([""])
+        recipe: Any = stage.recipe
 
         def run(params: Any, tokens: Array, keys: Array) -> Array:
             caption = encode_caption(self._clip_config, params["clip"], tokens)
             empty = encode_caption(self._clip_config, params["clip"], jnp.asarray(empty_tokens))
-            return sample_embedding(recipe, params["prior"], caption, empty, keys, config, count)
+            draw = make_prior(recipe, empty, how, stage.codes)
+            return sample_embedding(draw, params[name], caption, keys, how.num_candidates)
 
-        return self._batched(("prior", config, count), run, (self.tokenizer(texts), keys))
+        key = (name, how.prior, how.ar_prior, how.num_candidates)
+        return self._batched(key, run, (self.tokenizer(texts), keys))
 
     def decode(
         self,
         embeddings: np.ndarray,
         texts: Sequence[str],
         keys: Array,
-        config: SamplerConfig | None = None,
+        sampling: SamplingConfig | None = None,
     ) -> np.ndarray:
         """Pictures [N, S, S, 3] uint8 from unit-norm image embeddings [N, E] and captions."""
-        config = config or self.sampling.decoder
+        how = sampling or self.sampling
         empty_tokens = jnp.asarray(self.tokenizer([""]))
         recipe: Any = self.stage("decoder").recipe
+        guides = self._guides(how)
 
-        def run(params: Any, embedding: Array, tokens: Array, keys: Array) -> Array:
+        def run(params: Any, embedding: Array, tokens: Array, keys: Array, *given: Array) -> Array:
+            gradients = [
+                guide(params, rows) for (_, guide), rows in zip(guides, given, strict=True)
+            ]
+            condition = Condition(embedding, tokens, empty_tokens)
             images = decode_embedding(
-                recipe, params["decoder"], embedding, tokens, empty_tokens, keys, config
+                recipe,
+                params["decoder"],
+                condition,
+                how.decoder,
+                keys=keys,
+                gradients=gradients,
             )
             return to_uint8(images)
 
-        arguments = (np.asarray(embeddings, np.float32), self.tokenizer(texts), keys)
-        return self._batched(("decoder", config), run, arguments)
+        rows = [read(texts) for read, _ in guides]
+        arguments = (np.asarray(embeddings, np.float32), self.tokenizer(texts), keys, *rows)
+        key = ("decoder", how.decoder, how.clip_guidance, how.classifier_guidance)
+        return self._batched(key, run, arguments)
+
+    def _guides(self, how: SamplingConfig) -> list[tuple[Callable[..., Any], Callable[..., Any]]]:
+        """For each network that steers: texts → its rows, and (params, rows) → its gradient."""
+        guides: list[tuple[Callable[..., Any], Callable[..., Any]]] = []
+        if how.clip_guidance:
+            stage = self.stage("noised_clip")
+            assert isinstance(stage.recipe, NoisedCLIPRecipe) and stage.tokenizer is not None
+            model = NoisedCLIP(stage.recipe.model)
+
+            def by_clip(params: Any, tokens: Array) -> Gradient:
+                own = params["noised_clip"]
+                text: Any = model.apply({"params": own}, tokens, method=NoisedCLIP.encode_text)
+                return make_clip_steering(model, own, text[0], how.clip_guidance)
+
+            guides.append((stage.tokenizer, by_clip))
+        if how.classifier_guidance:
+            stage = self.stage("classifier")
+            assert isinstance(stage.recipe, ClassifierRecipe)
+            classifier = Classifier(stage.recipe.model)
+
+            def by_class(params: Any, labels: Array) -> Gradient:
+                # A prompt that names no class is not steered.
+                scale = jnp.where(labels[:, 0] >= 0, how.classifier_guidance, 0.0)
+                known = jnp.maximum(labels[:, 0], 0)
+                return make_classifier_steering(classifier, params["classifier"], known, scale)
+
+            guides.append((make_labeler(stage.recipe.classes), by_class))
+        return guides
+
+    def upsample(
+        self, images: np.ndarray, keys: Array, size: int, sampling: SamplingConfig | None = None
+    ) -> np.ndarray:
+        """Pictures of four times the side.
+
+        Args:
+            images: [N, H, W, 3] uint8.
+            keys: [N] typed keys.
+            size: 256 or 1024, which names the upsampler; square pictures come out at this side.
+        Returns:
+            [N, 4 H, 4 W, 3] uint8.
+        """
+        how = sampling or self.sampling
+        name = f"upsampler_{size}"
+        recipe: Any = self.stage(name).recipe
+        config = {256: how.upsampler_256, 1024: how.upsampler_1024}[size]
+        tiling = None if how.tile is None else TilingConfig(how.tile, how.tile_overlap)
+
+        def run(params: Any, images: Array, keys: Array) -> Array:
+            large = upsample_picture(recipe, params[name], to_float(images), keys, config, tiling)
+            return to_uint8(large)
+
+        key = (name, images.shape[1:], config, tiling)
+        return self._batched(key, run, (images, keys), how.upsample_batch_size)
 
     def text_to_image(
         self,
@@ -180,12 +291,17 @@ class UnCLIP:
         num_images: int = 4,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
+        *,
+        prior: str = "diffusion",
+        upsample: int | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Samples:
         """Pictures for prompts, `num_images` each, in the order of the prompts.
 
         Args:
             seed: picture i of every prompt is drawn with fold_in(key(seed), i).
+            prior: see `sample_prior`.
+            upsample: 256 or 1024, the side of the pictures; None is the decoder's own.
             on_stage: told the name of each stage before it runs.
         Raises:
             UserError: no prompt, or a stage is missing.
@@ -197,35 +313,47 @@ class UnCLIP:
         bundle = self if how.batch_size == self.sampling.batch_size else replace(self, sampling=how)
         texts = [prompt for prompt in prompts for _ in range(num_images)]
         keys = image_keys(seed, [*range(num_images)] * len(prompts))
-        prior_keys = fold_keys(keys, 0)
-        decoder_keys = fold_keys(keys, 1)
+        sizes = [size for size in UPSAMPLED if upsample is not None and size <= upsample]
+        if upsample is not None and upsample not in UPSAMPLED:
+            raise UserError(f"upsample is {upsample}: give {' or '.join(map(str, UPSAMPLED))}")
+        for size in sizes:  # before anything is computed
+            self.stage(f"upsampler_{size}")
         on_stage("prior")
-        embeddings = bundle.sample_prior(texts, prior_keys, how.prior, how.num_candidates)
+        embeddings = bundle.sample_prior(texts, fold_keys(keys, 0), how, prior)
         on_stage("decoder")
-        images = bundle.decode(embeddings, texts, decoder_keys, how.decoder)
+        images = bundle.decode(embeddings, texts, fold_keys(keys, 1), how)
+        for number, size in enumerate(sizes):
+            on_stage(f"upsampler_{size}")
+            images = bundle.upsample(images, fold_keys(keys, 2 + number), size, how)
         facts = tuple(
             {
                 "model": self.name,
                 "prompt": text,
                 "seed": seed,
                 "index": number % num_images,
+                "prior": prior,
                 "prior_steps": how.prior.num_steps,
                 "prior_guidance": how.prior.guidance_scale,
                 "decoder_steps": how.decoder.num_steps,
                 "guidance": how.decoder.guidance_scale,
                 "candidates": how.num_candidates,
+                "upsample": upsample,
             }
             for number, text in enumerate(texts)
         )
         return Samples(images, embeddings, facts)
 
     def _batched(
-        self, name: Any, function: Callable[..., Array], arguments: tuple[Any, ...]
+        self,
+        name: Any,
+        function: Callable[..., Array],
+        arguments: tuple[Any, ...],
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """function(params, *rows) in padded micro-batches over all local devices."""
         mesh = make_mesh(MeshConfig())
         rows = batch_sharding(mesh)
-        size = self.sampling.batch_size * mesh.size
+        size = (batch_size or self.sampling.batch_size) * mesh.size
         if name not in self._compiled:
             self._compiled[name] = jax.jit(function, out_shardings=rows)
         compiled = self._compiled[name]

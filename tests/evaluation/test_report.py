@@ -53,9 +53,9 @@ class Oracle:
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         return np.eye(len(CAPTIONS))[images[:, 0, 0, 0]]
 
-    def sample_prior(self, texts: Sequence[str], keys: Any, num_candidates: int) -> np.ndarray:
+    def sample_prior(self, texts: Sequence[str], keys: Any, how: SamplingConfig) -> np.ndarray:
         assert len(texts) == len(keys)
-        assert num_candidates in (1, 2)
+        assert how.num_candidates in (1, 2)
         return self.encode_text(texts)
 
     def text_to_image(

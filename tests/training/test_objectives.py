@@ -15,14 +15,12 @@ from tests.training import toys
 from unclip_jax.models.clip import CLIP
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.prior import DiffusionPrior
-from unclip_jax.training.objectives.clip import (
-    make_clip_objective,
-    sigmoid_loss,
-    softmax_loss,
-)
+from unclip_jax.training.contrastive import sigmoid_loss, softmax_loss
+from unclip_jax.training.objectives.clip import make_clip_objective
 from unclip_jax.training.objectives.conditions import encode_image, to_float
 from unclip_jax.training.objectives.decoder import make_decoder_objective
 from unclip_jax.training.objectives.prior import make_prior_objective
+from unclip_jax.training.objectives.steering import make_classifier_objective, make_labeler
 from unclip_jax.training.stages import init_params
 
 KEY = jax.random.key(3)
@@ -232,3 +230,32 @@ def test_losses_depend_on_the_key_alone(frozen: Any) -> None:
         float(objective(params, frozen, toys.batch(4), jax.random.key(i))[0]) for i in (0, 1, 0)
     ]
     assert losses[0] == losses[2] != losses[1]
+
+
+# -- steering
+
+
+def test_a_class_is_named_by_whole_words() -> None:
+    label = make_labeler(("red", "green apple", "Red"))
+    texts = ["a RED car", "a bored cat", "green apple, red", "green apples", ""]
+    assert label(texts)[:, 0].tolist() == [0, -1, 0, -1, -1]
+    assert label(["a green apple"]).tolist() == [[1]] and label([]).shape == (0, 1)
+
+
+def test_pictures_without_a_class_are_not_learned_from() -> None:
+    recipe = toys.recipe("classifier")
+    objective = jax.jit(jax.value_and_grad(make_classifier_objective(recipe), has_aux=True))
+    shapes = jax.eval_shape(lambda: init_params(recipe, jax.random.key(0)))
+    params = toys.random_like(shapes)
+    images = toys.batch(4)["image"]
+    labels = np.array([[0], [-1], [1], [-1]], np.int32)
+    (loss, metrics), gradient = objective(params, {}, {"image": images, "tokens": labels}, KEY)
+    assert metrics["labelled"] == 0.5 and float(loss) > 0
+    other = images.copy()
+    other[[1, 3]] = 255 - other[[1, 3]]
+    (same, _), same_gradient = objective(params, {}, {"image": other, "tokens": labels}, KEY)
+    assert same == loss
+    jax.tree.map(np.testing.assert_array_equal, gradient, same_gradient)
+    none = np.full((4, 1), -1, np.int32)
+    (zero, _), flat = objective(params, {}, {"image": images, "tokens": none}, KEY)
+    assert zero == 0 and all(not np.any(leaf) for leaf in jax.tree.leaves(flat))

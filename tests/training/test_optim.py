@@ -166,7 +166,8 @@ def noise_only(params: Any, frozen: Any, batch: Any, key: Array) -> tuple[Array,
 def run(objective: Any, steps: int = 1, accumulate: int = 1) -> tuple[Any, Any]:
     optimizer = optax.sgd(0.1)
     state = init_state({"kernel": jnp.array([1.0, -2.0, 0.5])}, optimizer)
-    step = jax.jit(make_train_step(objective, optimizer, ema_decay=0.5, accumulate=accumulate))
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    step = jax.jit(make_train_step(gradient, optimizer, ema_decay=0.5, accumulate=accumulate))
     batch = {"x": jax.random.normal(jax.random.key(0), (8, 3))}
     metrics = None
     for _ in range(steps):

@@ -23,7 +23,17 @@ from unclip_jax.training.optim import make_optimizer
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.state import init_state
 
-STAGES = ("clip", "prior", "decoder")
+STAGES = (
+    "clip",
+    "prior",
+    "ar_prior",
+    "linear_prior",
+    "one_step_prior",
+    "decoder",
+    "upsampler",
+    "noised_clip",
+    "classifier",
+)
 SPEED = {"images_per_second"}  # the only number that may differ
 
 

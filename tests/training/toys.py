@@ -16,6 +16,8 @@ from unclip_jax.training.recipes.decoder import DecoderRecipe
 from unclip_jax.training.recipes.prior import PriorRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "toy"
+ALONE = ("clip", "upsampler", "noised_clip", "classifier")
+"""Stages that need no CLIP."""
 COLOURS = ("red", "green", "blue")
 SHAPES = ("circle", "square", "bar", "cross")
 
@@ -56,7 +58,7 @@ def on_folder(stage: str, folder: Path, steps: int, **changes: Any) -> Any:
         "log": {"every": 1, "preview_every": 0},
         "checkpoint": {"every": 2, "keep": 3},
     }
-    if stage != "clip":
+    if stage not in ALONE:
         settings["clip"] = str(folder / "clip")
     return recipe(stage, steps=steps, **{**settings, **changes})
 

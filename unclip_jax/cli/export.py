@@ -19,9 +19,23 @@ class ExportOptions:
     clip: str | None = None
     """Run folder of the CLIP."""
     prior: str | None = None
-    """Run folder of the prior."""
+    """Run folder of the diffusion prior."""
+    ar_prior: str | None = None
+    """Run folder of the autoregressive prior."""
+    linear_prior: str | None = None
+    """Run folder of the linear prior."""
+    one_step_prior: str | None = None
+    """Run folder of the one-step prior."""
     decoder: str | None = None
     """Run folder of the decoder."""
+    upsampler_256: str | None = None
+    """Run folder of the upsampler to 256."""
+    upsampler_1024: str | None = None
+    """Run folder of the upsampler to 1024."""
+    noised_clip: str | None = None
+    """Run folder of the CLIP that knows noise."""
+    classifier: str | None = None
+    """Run folder of the classifier."""
     out: str = "model"
     """Folder of the model; stages that it has already are replaced."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -41,24 +55,33 @@ class ExportOptions:
 def main(arguments: Sequence[str]) -> int:
     """Writes the folder; returns the exit code."""
     options = parse(ExportOptions, arguments, default=None, program="unclip export")
-    runs = {"clip": options.clip, "prior": options.prior, "decoder": options.decoder}
-    named = {stage: path for stage, path in runs.items() if path is not None}
-    if not named:
-        raise UserError("there is nothing to export: name a run with --clip, --prior or --decoder")
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
     from unclip_jax.config import to_dict
     from unclip_jax.diffusion.samplers import SamplerConfig
     from unclip_jax.generation.sampling import SamplingConfig
+    from unclip_jax.pipeline import ALONE, STAGES
     from unclip_jax.training.recipe import stage_of
+    from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
     from unclip_jax.training.weights import load_stage, save_stage
 
+    named = {name: path for name in STAGES if (path := getattr(options, name)) is not None}
+    if not named:
+        raise UserError("there is nothing to export: name a run with --clip, --prior or --decoder")
     stages = {name: load_stage(path) for name, path in named.items()}
     for name, stage in stages.items():
-        if stage_of(stage.recipe) != name:
-            raise UserError(f"--{name} {named[name]} holds a {stage_of(stage.recipe)}")
-    ids = {name: stage.clip_id for name, stage in stages.items()}
+        kind = stage_of(stage.recipe)
+        if isinstance(stage.recipe, UpsamplerRecipe):
+            kind = f"upsampler_{stage.recipe.data.image_size}"
+        if kind != name:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {named[name]} holds a {kind}: name it as that")
+    ids = {
+        name: stage.clip_id
+        for name, stage in stages.items()
+        if name not in ALONE and not isinstance(stage.recipe, UpsamplerRecipe)
+    }
     if len(set(ids.values())) > 1:
         raise UserError(f"these stages were trained for different CLIPs: {ids}")
     out = Path(options.out)

@@ -12,10 +12,12 @@ VERBS = {
     "train": "train a stage from a recipe",
     "text": "sample pictures from text (sample.py text)",
     "data": "build, count and look at data sets",
+    "embed": "CLIP embeddings of a data set, once, for training without the encoder",
+    "fit-codes": "PCA and buckets for the autoregressive prior",
     "export": "a run's averaged weights as safetensors with config",
     "evaluate": "retrieval, prior cosines and caption match of a model",
 }
-_MODULES = {"text": "sample"}
+_MODULES = {"text": "sample", "fit-codes": "fit_codes"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if verb not in VERBS:
             raise UserError(f"verb {verb!r} is unknown: choose one of {', '.join(VERBS)}")
         module = import_module(f"unclip_jax.cli.{_MODULES.get(verb, verb)}")
-        return module.main([verb, *rest] if verb in _MODULES else rest)
+        return module.main([verb, *rest] if module.__name__.endswith(".sample") else rest)
 
     run(command, rest)
 

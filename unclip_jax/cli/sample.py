@@ -8,12 +8,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unclip_jax.cli.overrides import parse
 from unclip_jax.errors import UserError
 
 VERBS = ("text",)
+COUNTS = (
+    "num_images",
+    "steps",
+    "prior_steps",
+    "upsample_steps",
+    "candidates",
+    "batch_size",
+    "tile",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,10 @@ class TextOptions:
     """File of prompts: .txt, one a line, # for comments; .jsonl, objects with "prompt"."""
     model: str = "emoji"
     """A shipped model, or a folder with clip/, prior/ and decoder/, exported or runs."""
+    prior: Literal["diffusion", "ar", "linear", "one_step"] = "diffusion"
+    """What turns the caption into an image embedding; the model needs that stage."""
+    upsample: Literal[256, 1024] | None = None
+    """Side of the pictures; the model needs the upsamplers up to it. None is the decoder's own."""
     num_images: int = 4
     """Pictures a prompt."""
     seed: int = 0
@@ -34,10 +47,22 @@ class TextOptions:
     """Denoising steps of the decoder; None is the model's own."""
     guidance: float | None = None
     """Guidance scale of the decoder: 1 follows the model, more follows the prompt harder."""
+    clip_guidance: float | None = None
+    """Steers the decoder by a CLIP that knows noise, a stage of the model, with this scale."""
+    classifier_guidance: float | None = None
+    """Steers the decoder to the class that the prompt names, by a stage `classifier`."""
     prior_steps: int | None = None
     """Denoising steps of the prior."""
     prior_guidance: float | None = None
-    """Guidance scale of the prior."""
+    """Guidance scale of the prior, diffusion or ar."""
+    temperature: float | None = None
+    """Of the ar prior's codes: 1 follows the model, 0 takes the likeliest."""
+    top_p: float | None = None
+    """The ar prior draws from the likeliest codes of this share."""
+    upsample_steps: int | None = None
+    """Denoising steps of each upsampler."""
+    tile: int | None = None
+    """Upsample in tiles of this side, for pictures beyond the memory."""
     candidates: int | None = None
     """Image embeddings drawn a picture; the one nearest to the text is kept."""
     batch_size: int | None = None
@@ -46,7 +71,7 @@ class TextOptions:
     """Folder for the pictures."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "steps", "prior_steps", "candidates", "batch_size"):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
@@ -128,7 +153,15 @@ def _draw(options: TextOptions, prompts: list[str]) -> int:
     def on_stage(name: str) -> None:
         say(f"{name} ({time.monotonic() - began:.1f} s since the start)")
 
-    samples = unclip.text_to_image(prompts, options.num_images, options.seed, sampling, on_stage)
+    samples = unclip.text_to_image(
+        prompts,
+        options.num_images,
+        options.seed,
+        sampling,
+        prior=options.prior,
+        upsample=options.upsample,
+        on_stage=on_stage,
+    )
     paths = samples.save(out, columns=options.num_images)
     seconds = time.monotonic() - began
     print(f"{total} pictures in {out}, grid in {paths[-1]} ({seconds:.1f} s)")
@@ -146,6 +179,17 @@ def _sampling(options: TextOptions, default: Any) -> Any:
         prior=changed(
             default.prior, num_steps=options.prior_steps, guidance_scale=options.prior_guidance
         ),
+        ar_prior=changed(
+            default.ar_prior,
+            guidance_scale=options.prior_guidance,
+            temperature=options.temperature,
+            top_p=options.top_p,
+        ),
+        upsampler_256=changed(default.upsampler_256, num_steps=options.upsample_steps),
+        upsampler_1024=changed(default.upsampler_1024, num_steps=options.upsample_steps),
+        clip_guidance=options.clip_guidance,
+        classifier_guidance=options.classifier_guidance,
+        tile=options.tile,
         decoder=changed(default.decoder, num_steps=options.steps, guidance_scale=options.guidance),
         num_candidates=options.candidates,
         batch_size=options.batch_size,

@@ -66,7 +66,7 @@ class DecoderScores:
     """For each prompt: other candidates that name the same thing in another style."""
     training_pictures: int
     """Pictures whose captions the candidates were drawn from."""
-    steps: int | str
+    steps: int | str | tuple[int, ...]
     scores: tuple[PictureScores, ...]
 
 

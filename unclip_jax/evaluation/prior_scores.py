@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class PriorScores:
 
     split: str
     pictures: int
-    steps: int | str
+    steps: int | str | tuple[int, ...]
     guidance: float
     num_candidates: int
     """Draws of which the one nearest to the text embedding is kept."""
@@ -84,9 +84,10 @@ def _draw(
     """[N, E] prior outputs; every (draw, caption) has a key of its own."""
     count, step = len(captions), 8 * unclip.sampling.batch_size
     keys = image_keys(seed, [*range(draw * count, (draw + 1) * count)])
+    how = replace(unclip.sampling, num_candidates=candidates)
     parts = []
     for start in range(0, count, step):
         say(f"prior, draw {draw + 1} of 3 (best of {candidates}): {start} of {count} captions")
         rows = slice(start, start + step)
-        parts.append(unclip.sample_prior(captions[rows], keys[rows], num_candidates=candidates))
+        parts.append(unclip.sample_prior(captions[rows], keys[rows], how))
     return np.concatenate(parts)

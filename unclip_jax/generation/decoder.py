@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unclip_jax.diffusion.samplers import SamplerConfig, sample
+from unclip_jax.diffusion.samplers import (
+    Denoise,
+    Gradient,
+    SamplerConfig,
+    ddim_invert,
+    sample,
+)
 from unclip_jax.generation.guided import make_chain, make_guided
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.recipes.decoder import DecoderRecipe
 
 
-def decode_embedding(
-    recipe: DecoderRecipe,
-    params: Any,
-    embedding: Array,
-    tokens: Array,
-    empty_tokens: Array,
-    keys: Array,
-    config: SamplerConfig,
-) -> Array:
-    """Pictures from image embeddings and captions (Ramesh et al. 2022, section 2.1).
+@dataclass(frozen=True)
+class Condition:
+    """What the decoder draws from."""
 
-    Guidance drops embedding and caption together.
+    embedding: Array
+    """[B, E] float32, CLIP image embeddings of unit norm."""
+    tokens: Array
+    """[B, L] int32, captions."""
+    empty_tokens: Array
+    """[1, L] int32, the empty caption; guidance drops embedding and caption together."""
 
-    Args:
-        params: of the decoder.
-        embedding: [B, E] float32, unit norm.
-        tokens: [B, L] int32.
-        empty_tokens: [1, L] int32, the empty caption.
-        keys: [B] typed keys.
-    Returns:
-        [B, H, W, 3] float32 in [-1, 1].
-    """
-    module, size = Decoder(recipe.model), recipe.model.unet.image_size
-    rows = embedding.shape[0]
+
+jax.tree_util.register_dataclass(Condition)
+
+
+def make_decoder(
+    recipe: DecoderRecipe, params: Any, condition: Condition, config: SamplerConfig
+) -> Denoise:
+    """The decoder under its condition and guidance, as `diffusion.samplers` calls it."""
+    module, rows = Decoder(recipe.model), condition.embedding.shape[0]
 
     def run(xt: Array, t: Array, given: tuple[Array, Array, Array]) -> Array:
         vectors, has_embedding, tokens = given
@@ -46,18 +51,71 @@ def decode_embedding(
         )
         return output
 
-    condition = (embedding, jnp.ones(rows, bool), tokens)
-    nothing = (jnp.zeros_like(embedding[:1]), jnp.zeros(1, bool), empty_tokens)
+    given = (condition.embedding, jnp.ones(rows, bool), condition.tokens)
+    nothing = (jnp.zeros_like(given[0][:1]), jnp.zeros(1, bool), condition.empty_tokens)
     learned = recipe.diffusion.variance == "learned_range"
+    return make_guided(run, given, nothing, config, has_variance=learned)
+
+
+def decode_embedding(
+    recipe: DecoderRecipe,
+    params: Any,
+    condition: Condition,
+    config: SamplerConfig,
+    *,
+    keys: Array | None = None,
+    x_T: Array | None = None,
+    gradients: Sequence[Gradient] = (),
+) -> Array:
+    """Pictures from image embeddings and captions (Ramesh et al. 2022, section 2.1).
+
+    Args:
+        params: of the decoder.
+        keys: [B] typed keys, from which noise is drawn that is not given.
+        x_T: [B, H, W, 3] float32, the noise to start from; by key if None.
+        gradients: of networks that steer, see `steering.py`; their sum is followed.
+    Returns:
+        [B, H, W, 3] float32 in [-1, 1].
+    """
+    size = recipe.model.unet.image_size
     return sample(
-        make_guided(run, condition, nothing, config.guidance_scale, has_variance=learned),
+        make_decoder(recipe, params, condition, config),
         make_chain(recipe.diffusion, config),
-        (rows, size, size, 3),
+        (condition.embedding.shape[0], size, size, 3),
         config=config,
         prediction=recipe.diffusion.prediction,
         variance=recipe.diffusion.variance,
+        cond_fn=_sum_of(gradients) if gradients else None,
         keys=keys,
+        x_T=x_T,
     )
+
+
+def invert_picture(
+    recipe: DecoderRecipe, params: Any, condition: Condition, config: SamplerConfig, images: Array
+) -> Array:
+    """The noise from which DDIM with eta 0 decodes `images` (Ramesh et al. 2022, section 3).
+
+    Args:
+        images: [B, H, W, 3] float32 in [-1, 1], at the decoder's side.
+    Returns:
+        x_T [B, H, W, 3] float32.
+    """
+    return ddim_invert(
+        make_decoder(recipe, params, condition, config),
+        make_chain(recipe.diffusion, config),
+        images,
+        config=config,
+        prediction=recipe.diffusion.prediction,
+        variance=recipe.diffusion.variance,
+    )
+
+
+def _sum_of(gradients: Sequence[Gradient]) -> Gradient:
+    def total(xt: Array, t: Array) -> Array:
+        return sum((gradient(xt, t) for gradient in gradients), start=jnp.zeros_like(xt))
+
+    return total
 
 
 def to_uint8(images: Array) -> Array:

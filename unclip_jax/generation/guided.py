@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unclip_jax.diffusion.guidance import classifier_free_guidance
+from unclip_jax.diffusion.guidance import classifier_free_guidance, scale_in_interval
 from unclip_jax.diffusion.samplers import SamplerConfig, sampling_schedule
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 from unclip_jax.training.recipes.run import DiffusionConfig
@@ -24,15 +24,15 @@ def make_guided(
     run: Callable[[Array, Array, Any], Array],
     condition: Any,
     nothing: Any,
-    scale: float,
+    config: SamplerConfig,
     *,
     has_variance: bool,
 ) -> Callable[[Array, Array], Array]:
-    """The network under its condition, guided away from `nothing` (one row) if scale is not 1.
+    """The network under its condition, guided away from `nothing` (one row) if the scale is not 1.
 
     Both branches run as one batch of twice the rows.
     """
-    if scale == 1.0:
+    if config.guidance_scale == 1.0:
         return lambda xt, t: run(xt, t, condition)
     both = jax.tree.map(
         lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), condition, nothing
@@ -42,7 +42,11 @@ def make_guided(
         output = run(jnp.concatenate([xt, xt]), jnp.concatenate([t, t]), both)
         conditional, unconditional = jnp.split(output, 2)
         return classifier_free_guidance(
-            conditional, unconditional, scale, learned_variance=has_variance
+            conditional,
+            unconditional,
+            scale_in_interval(config.guidance_scale, t, config.guidance_interval),
+            rescale=config.guidance_rescale,
+            learned_variance=has_variance,
         )
 
     return denoise

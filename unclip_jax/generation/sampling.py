@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
+from unclip_jax.models.code_sampling import CodeSamplerConfig
 
 
 @dataclass(frozen=True)
@@ -16,15 +17,34 @@ class SamplingConfig:
         method="ddpm", num_steps=64, thresholding="none", guidance_scale=1.0
     )
     """The paper's 64 steps, unguided; embeddings are not clipped to [-1, 1]."""
+    ar_prior: CodeSamplerConfig = CodeSamplerConfig()
     decoder: SamplerConfig = SamplerConfig(method="ddim", num_steps=50, guidance_scale=3.0)
+    clip_guidance: float = 0.0
+    """Scale of the decoder's steering by a CLIP that knows noise, a stage `noised_clip`; GLIDE's
+    best is 2. 0 is none."""
+    classifier_guidance: float = 0.0
+    """Scale of the decoder's steering to the class that the prompt names, by a stage `classifier`;
+    ADM uses 0.5 to 10. 0 is none."""
+    upsampler_256: SamplerConfig = SamplerConfig(method="ddim", num_steps=27)
+    upsampler_1024: SamplerConfig = SamplerConfig(method="ddim", num_steps=15)
     num_candidates: int = 2
     """Image embeddings drawn for a picture; the one nearest to the text embedding is kept."""
     batch_size: int = 8
     """Pictures a device and call."""
+    upsample_batch_size: int = 1
+    """Pictures a device and call in the upsamplers."""
+    tile: int | None = None
+    """Side of the tiles in which the upsamplers work, for pictures beyond the memory; None works on
+    the whole picture."""
+    tile_overlap: int = 64
+    """Pixels that neighbouring tiles share."""
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 1 or self.batch_size < 1:
+        for name in ("num_candidates", "batch_size", "upsample_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.tile is not None and not 0 <= self.tile_overlap < self.tile:
             raise UserError(
-                f"num_candidates is {self.num_candidates} and batch_size {self.batch_size}: "
-                "give 1 or more of each"
+                f"tile is {self.tile} and tile_overlap {self.tile_overlap}: give an overlap from 0 "
+                "up to the tile"
             )

@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from unclip_jax.data.bad_records import BadRecords
-from unclip_jax.data.pipeline import make_batches
 from unclip_jax.errors import UserError
 from unclip_jax.training.checkpoint import Checkpoints, with_shardings
-from unclip_jax.training.inputs import Inputs, make_objective, open_inputs
+from unclip_jax.training.inputs import Inputs, make_objective, open_batches, open_inputs
 from unclip_jax.training.metrics import MetricWriter, Progress
+from unclip_jax.training.objectives import Gradient, Objective
+from unclip_jax.training.objectives.clip import make_clip_objective
 from unclip_jax.training.optim import make_optimizer
 from unclip_jax.training.recipe import Recipe, recipe_to_json
+from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.run_folder import write_description
+from unclip_jax.training.sam import make_sam_gradient
 from unclip_jax.training.sharding import batch_sharding, infer_shardings, make_mesh, replicated
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.state import TrainState, init_state
@@ -73,11 +75,11 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         state = program.init(init_key)
 
     bad = BadRecords(workdir / "skipped.jsonl", recipe.data.max_bad_fraction)
-    batches = _make_batches(recipe, inputs, bad, start)
+    batches = open_batches(recipe, inputs, bad, start)
     writer = MetricWriter(workdir, resume_step=start, tensorboard=recipe.log.tensorboard)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
     progress.say(
-        f"{parameters:,} parameters, {len(inputs.source):,} pictures, {mesh.size} device(s); "
+        f"{parameters:,} parameters, {len(inputs):,} pictures, {mesh.size} device(s); "
         "compiling the step ..."
     )
     log = _Log(recipe, writer, progress, bad, start)
@@ -97,7 +99,12 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
                 checkpoints.save(step, state, recipe_to_json(recipe))
             if preview is not None and (is_last or _is_due(step, recipe)):
                 stage = Stage(
-                    recipe, state.ema_params, inputs.tokenizer, step, inputs.clip_id or ""
+                    recipe,
+                    state.ema_params,
+                    inputs.tokenizer,
+                    step,
+                    inputs.clip_id or "",
+                    inputs.codes,
                 )
                 _draw(preview, stage, workdir / "samples" / f"step_{step:07d}.png", progress)
     log.flush()
@@ -132,10 +139,13 @@ def _make_program(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> _Program:
 
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = infer_shardings(abstract, mesh)
-    objective, frozen = make_objective(recipe, inputs)
+    objective, frozen = make_objective(recipe, inputs, mesh)
     frozen_shardings = infer_shardings(frozen, mesh)
     step = make_train_step(
-        objective, optimizer, ema_decay=recipe.ema_decay, accumulate=recipe.optim.accumulate
+        _make_gradient(recipe, objective, mesh),
+        optimizer,
+        ema_decay=recipe.ema_decay,
+        accumulate=recipe.optim.accumulate,
     )
     return _Program(
         init=jax.jit(init, out_shardings=shardings),
@@ -150,21 +160,16 @@ def _make_program(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> _Program:
     )
 
 
-def _make_batches(
-    recipe: Recipe, inputs: Inputs, bad: BadRecords, start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    return make_batches(
-        inputs.source,
-        image_size=recipe.data.image_size,
-        batch_size=recipe.batch_size,
-        tokenize=inputs.tokenizer,
-        seed=recipe.seed,
-        start=start * recipe.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=recipe.data.threads,
-        bad=bad,
-    )
+def _make_gradient(recipe: Recipe, objective: Objective, mesh: Mesh) -> Gradient:
+    """The plain gradient, or SAM's with one perturbation a device."""
+    if not recipe.optim.sam_rho:
+        return jax.value_and_grad(objective, has_aux=True)
+    ascent = objective
+    if isinstance(recipe, CLIPRecipe):
+        # Each device compares its own pairs to find its perturbation, and then all pairs.
+        ascent = make_clip_objective(recipe)
+        objective = make_clip_objective(recipe, axes=mesh.axis_names)
+    return make_sam_gradient(objective, recipe.optim.sam_rho, ascent=ascent, mesh=mesh)
 
 
 class _Log:

@@ -6,16 +6,35 @@ from typing import Any
 
 from unclip_jax.config import from_dict, to_dict
 from unclip_jax.errors import UserError
+from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
+from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
+from unclip_jax.training.recipes.classifier import ClassifierRecipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 from unclip_jax.training.recipes.prior import PriorRecipe
+from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 
-Recipe = CLIPRecipe | PriorRecipe | DecoderRecipe
-STAGES = {"clip": CLIPRecipe, "prior": PriorRecipe, "decoder": DecoderRecipe}
+AnyPriorRecipe = PriorRecipe | ARPriorRecipe | LinearPriorRecipe | OneStepPriorRecipe
+SteeringRecipe = NoisedCLIPRecipe | ClassifierRecipe
+Recipe = CLIPRecipe | AnyPriorRecipe | DecoderRecipe | UpsamplerRecipe | SteeringRecipe
+STAGES = {
+    "clip": CLIPRecipe,
+    "prior": PriorRecipe,
+    "ar_prior": ARPriorRecipe,
+    "linear_prior": LinearPriorRecipe,
+    "one_step_prior": OneStepPriorRecipe,
+    "decoder": DecoderRecipe,
+    "upsampler": UpsamplerRecipe,
+    "noised_clip": NoisedCLIPRecipe,
+    "classifier": ClassifierRecipe,
+}
+ON_CLIP = (PriorRecipe, ARPriorRecipe, LinearPriorRecipe, OneStepPriorRecipe, DecoderRecipe)
+"""Stages that are trained for a frozen CLIP, named by their field `clip`."""
 
 
 def stage_of(recipe: Recipe) -> str:
-    """'clip', 'prior' or 'decoder'."""
+    """Its name in `STAGES`."""
     return next(name for name, cls in STAGES.items() if type(recipe) is cls)
 
 

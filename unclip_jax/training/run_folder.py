@@ -12,8 +12,8 @@ from unclip_jax.errors import UserError
 from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
 
 # What may change between two calls of the same run.
-_FREE = {"steps", "log", "checkpoint", "mesh", "clip"}
-_FREE_DATA = {"threads", "cache_dir", "max_bad_fraction"}
+_FREE = {"steps", "log", "checkpoint", "mesh", "clip", "codes"}
+_FREE_DATA = {"threads", "cache_dir", "max_bad_fraction", "embeddings"}
 
 
 def check_same_run(recipe: Recipe, workdir: Path) -> str | None:
@@ -52,12 +52,13 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def write_description(
-    recipe: Recipe, workdir: Path, tokenizer: Tokenizer, clip_id: str | None
+    recipe: Recipe, workdir: Path, tokenizer: Tokenizer | None, clip_id: str | None
 ) -> None:
     """Write config.json and tokenizer.json, each whole or not at all.
 
     Args:
-        clip_id: of the CLIP that the stage is trained for; None for a CLIP.
+        tokenizer: None for a stage that reads no captions.
+        clip_id: of the CLIP that the stage is trained for; None for a stage without one.
     Raises:
         UserError: the folder cannot be made.
     """
@@ -68,7 +69,7 @@ def write_description(
     config = {"recipe": recipe_to_json(recipe), "clip": clip_id}
     scratch = workdir / "config.json.tmp"
     scratch.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    if not (workdir / "tokenizer.json").exists():
+    if tokenizer is not None and not (workdir / "tokenizer.json").exists():
         tokenizer.save(workdir / "tokenizer.json.tmp")
         os.replace(workdir / "tokenizer.json.tmp", workdir / "tokenizer.json")
     os.replace(scratch, workdir / "config.json")

@@ -8,12 +8,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from unclip_jax.models.ar_prior import ARPrior
+from unclip_jax.models.classifier import Classifier
 from unclip_jax.models.clip import CLIP
 from unclip_jax.models.decoder import Decoder
+from unclip_jax.models.linear_prior import LinearPrior
+from unclip_jax.models.noised_clip import NoisedCLIP
+from unclip_jax.models.one_step_prior import OneStepPrior
 from unclip_jax.models.prior import DiffusionPrior
+from unclip_jax.models.upsampler import FACTOR, Upsampler
 from unclip_jax.training.recipe import Recipe
+from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
+from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
+from unclip_jax.training.recipes.classifier import ClassifierRecipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 from unclip_jax.training.recipes.prior import PriorRecipe
+from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 
 
 def make_module(recipe: Recipe) -> nn.Module:
@@ -22,6 +33,18 @@ def make_module(recipe: Recipe) -> nn.Module:
         return CLIP(recipe.model)
     if isinstance(recipe, PriorRecipe):
         return DiffusionPrior(recipe.model)
+    if isinstance(recipe, ARPriorRecipe):
+        return ARPrior(recipe.model)
+    if isinstance(recipe, LinearPriorRecipe):
+        return LinearPrior(recipe.model)
+    if isinstance(recipe, OneStepPriorRecipe):
+        return OneStepPrior(recipe.model)
+    if isinstance(recipe, UpsamplerRecipe):
+        return Upsampler(recipe.model)
+    if isinstance(recipe, NoisedCLIPRecipe):
+        return NoisedCLIP(recipe.model)
+    if isinstance(recipe, ClassifierRecipe):
+        return Classifier(recipe.model)
     return Decoder(recipe.model)
 
 
@@ -34,15 +57,35 @@ def _example_inputs(recipe: Recipe) -> tuple[Array, ...]:
     """Zeros of the shapes that the module takes, one row."""
     if isinstance(recipe, CLIPRecipe):
         size = recipe.model.image_size
-        tokens = jnp.zeros((1, recipe.model.context_length), jnp.int32)
-        return jnp.zeros((1, size, size, 3)), tokens
+        return jnp.zeros((1, size, size, 3)), _integers(recipe.model.context_length)
     t = jnp.zeros(1, jnp.int32)
+    if isinstance(recipe, UpsamplerRecipe):
+        # Convolutions alone: the parameters do not depend on the side.
+        side = recipe.crop_size
+        large, small = (jnp.zeros((1, size, size, 3)) for size in (side, side // FACTOR))
+        return large, t, small, jnp.zeros(1)
+    if isinstance(recipe, NoisedCLIPRecipe):
+        size = recipe.model.clip.image_size
+        return jnp.zeros((1, size, size, 3)), t, _integers(recipe.model.clip.context_length)
+    if isinstance(recipe, ClassifierRecipe):
+        size = recipe.model.encoder.image_size
+        return jnp.zeros((1, size, size, recipe.model.encoder.in_channels)), t
     embedding = jnp.zeros((1, recipe.model.embedding_width))
-    if isinstance(recipe, PriorRecipe):
+    if isinstance(recipe, LinearPriorRecipe):
+        return (embedding,)
+    if isinstance(recipe, PriorRecipe | ARPriorRecipe | OneStepPriorRecipe):
         length = recipe.model.context_length
         states = jnp.zeros((1, length, recipe.model.text_width))
-        return embedding, t, embedding, states, jnp.ones((1, length), bool)
+        text = (embedding, states, jnp.ones((1, length), bool))
+        if isinstance(recipe, PriorRecipe):
+            return embedding, t, *text
+        if isinstance(recipe, ARPriorRecipe):
+            return _integers(recipe.model.components), t, *text
+        return embedding, *text
     size, length = recipe.model.unet.image_size, recipe.model.text.context_length
     image = jnp.zeros((1, size, size, recipe.model.unet.in_channels))
-    tokens = jnp.zeros((1, length), jnp.int32)
-    return image, t, embedding, jnp.ones(1, bool), tokens, jnp.ones((1, length), bool)
+    return image, t, embedding, jnp.ones(1, bool), _integers(length), jnp.ones((1, length), bool)
+
+
+def _integers(length: int) -> Array:
+    return jnp.zeros((1, length), jnp.int32)

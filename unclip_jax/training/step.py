@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from unclip_jax.training.objectives import Metrics, Objective
+from unclip_jax.training.objectives import Gradient, Metrics
 from unclip_jax.training.state import TrainState, update_ema
 
 Step = Callable[[TrainState, Any, dict[str, Array], Array], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    objective: Objective,
+    gradient: Gradient,
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
@@ -27,8 +27,10 @@ def make_train_step(
 
     The step's randomness is fold_in(root key, step), so a resumed run needs no key of its own. With
     `accumulate` > 1 a scan runs over that many equal micro-batches and averages their gradients.
+
+    Args:
+        gradient: `jax.value_and_grad(objective, has_aux=True)`, or `make_sam_gradient`'s.
     """
-    gradient = jax.value_and_grad(objective, has_aux=True)
 
     def loss_and_gradient(
         params: Any, frozen: Any, batch: dict[str, Array], key: Array

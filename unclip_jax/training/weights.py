@@ -2,7 +2,8 @@
 
     config.json        {"format": 1, "step": ..., "clip": id, "recipe": {...}}
     model.safetensors  the averaged weights, names as in the parameter tree, 'unet/conv_in/kernel'
-    tokenizer.json     how the stage reads captions
+    tokenizer.json     how the stage reads captions, if it does
+    codes.safetensors  what an autoregressive prior's codes mean
 
 A run folder (see `loop.py`) is read by the same function.
 """
@@ -24,8 +25,14 @@ from jax.sharding import SingleDeviceSharding
 from unclip_jax.config import Dtype
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.training.checkpoint import load_ema_params, with_shardings
+from unclip_jax.training.codes import FILE as CODES
+from unclip_jax.training.codes import load_codes, save_codes
 from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
+from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
+from unclip_jax.training.recipes.classifier import ClassifierRecipe
+from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 from unclip_jax.training.sharding import path_name
 from unclip_jax.training.stages import init_params
 
@@ -41,10 +48,13 @@ class Stage:
     recipe: Recipe
     params: Any
     """Tree of float32 arrays."""
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None for an upsampler and a classifier."""
     step: int
     clip_id: str
-    """`weights_id` of the CLIP it is, or was trained for."""
+    """`weights_id` of the CLIP it is, or was trained for; of a stage without one, its own."""
+    codes: EmbeddingCodes | None = None
+    """Of an autoregressive prior."""
 
 
 def weights_id(params: Any) -> str:
@@ -70,14 +80,17 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"config.json", "model.safetensors", "tokenizer.json"}
+    names = {"config.json", "model.safetensors", "tokenizer.json", CODES}
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in names)
     if foreign:
         raise UserError(f"{folder} holds other files ({foreign[0]}): export into a new folder")
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     arrays = {name: np.asarray(leaf, kind) for name, leaf in flatten(stage.params).items()}
     save_file(arrays, folder / "model.safetensors")
-    stage.tokenizer.save(folder / "tokenizer.json")
+    if stage.tokenizer is not None:
+        stage.tokenizer.save(folder / "tokenizer.json")
+    if stage.codes is not None:
+        save_codes(stage.codes, folder / CODES)
     config = {
         "format": FORMAT,
         "step": stage.step,
@@ -126,26 +139,29 @@ def load_stage(path: str | Path) -> Stage:
         raise UserError(f"{config_path} cannot be read ({error}): restore the file") from error
     if not isinstance(config, dict):
         raise UserError(f"{config_path} does not hold an object: restore the file")
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if config.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{config_path} has format {config['format']!r}, this version reads {FORMAT}: "
+            "update the package"
+        )
+    recipe = recipe_from_json(config.get("recipe", {}))
+    tokenizer = codes = None
+    if not isinstance(recipe, UpsamplerRecipe | ClassifierRecipe):
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if isinstance(recipe, ARPriorRecipe):
+        codes = load_codes(folder / CODES, recipe.model)
     if "format" in config:
-        if config["format"] != FORMAT:
-            raise UserError(
-                f"{config_path} has format {config['format']!r}, this version reads {FORMAT}: "
-                "update the package"
-            )
-        recipe = recipe_from_json(config.get("recipe", {}))
         params = _read_safetensors(folder / "model.safetensors", _abstract(recipe))
         step, clip_id = config.get("step"), config.get("clip")
         if not isinstance(step, int) or not isinstance(clip_id, str):
             raise UserError(f"{config_path} lacks its step or CLIP id: export the stage again")
-        return Stage(recipe, params, tokenizer, step, clip_id)
-    recipe = recipe_from_json(config.get("recipe", {}))
+        return Stage(recipe, params, tokenizer, step, clip_id, codes)
     abstract = _abstract(recipe)
     here = SingleDeviceSharding(jax.local_devices()[0])
     placed = with_shardings(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = load_ema_params(folder, placed)
     clip_id = config.get("clip") or weights_id(params)
-    return Stage(recipe, params, tokenizer, step, clip_id)
+    return Stage(recipe, params, tokenizer, step, clip_id, codes)
 
 
 def _abstract(recipe: Recipe) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from unclip_jax.models.clip import CLIP, normalize
+from unclip_jax.models.text import text_mask
 
 
 def to_float(images: Array) -> Array:
@@ -28,6 +30,35 @@ def encode_image(clip: CLIP, params: Any, images: Array) -> Array:
         x = jax.image.resize(x, (x.shape[0], size, size, 3), "cubic")
     embedding: Any = clip.apply({"params": params}, x, method=CLIP.encode_image)
     return jax.lax.stop_gradient(normalize(embedding))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a frozen CLIP makes of a batch."""
+
+    image: Array
+    """[B, E] float32, unit norm."""
+    text: Array
+    """[B, E] float32, unit norm."""
+    states: Array
+    """[B, L, text width] float32, hidden states of the captions."""
+    mask: Array
+    """[B, L] bool, False at padding."""
+
+
+def encode_pairs(clip: CLIP, params: Any, batch: dict[str, Array]) -> Pairs:
+    """Both sides of a batch of pictures, or their stored embeddings, and captions."""
+    encoded: Any = clip.apply({"params": params}, batch["tokens"], method=CLIP.encode_text)
+    text, states = encoded
+    image = image_embedding(clip, params, batch)
+    return Pairs(image, normalize(text), states, text_mask(batch["tokens"]))
+
+
+def image_embedding(clip: CLIP, params: Any, batch: dict[str, Array]) -> Array:
+    """The stored embedding of each row where the batch has it, else `encode_image`'s."""
+    if "embedding" in batch:
+        return batch["embedding"]
+    return encode_image(clip, params, batch["image"])
 
 
 def drop_captions(key: Array, share: float, tokens: Array, empty_tokens: np.ndarray) -> Array:

@@ -13,7 +13,7 @@ from unclip_jax.models.clip import CLIP, CLIPConfig
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.objectives import Metrics, Objective, Params
-from unclip_jax.training.objectives.conditions import drop_captions, encode_image, to_float
+from unclip_jax.training.objectives.conditions import drop_captions, image_embedding, to_float
 from unclip_jax.training.objectives.denoising import denoising_loss
 from unclip_jax.training.recipes.decoder import DecoderRecipe
 
@@ -36,7 +36,7 @@ def make_decoder_objective(
         tokens = drop_captions(text_key, recipe.text_drop, batch["tokens"], empty_tokens)
         keep = 1 - recipe.embedding_drop
         has_embedding = jax.random.bernoulli(embedding_key, keep, x0.shape[:1])
-        embedding = encode_image(clip, frozen, batch["image"])
+        embedding = image_embedding(clip, frozen, batch)
 
         def predict(xt: Array, t: Array) -> Array:
             output: Any = model.apply(

@@ -14,7 +14,7 @@ from unclip_jax.models.clip import CLIP, CLIPConfig, normalize
 from unclip_jax.models.prior import DiffusionPrior
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.objectives import Metrics, Objective, Params
-from unclip_jax.training.objectives.conditions import drop_captions, encode_image
+from unclip_jax.training.objectives.conditions import drop_captions, image_embedding
 from unclip_jax.training.objectives.denoising import denoising_loss
 from unclip_jax.training.recipes.prior import PriorRecipe
 
@@ -36,7 +36,7 @@ def make_prior_objective(
     ) -> tuple[Array, Metrics]:
         drop_key, noise_key, dropout_key = jax.random.split(key, 3)
         tokens = drop_captions(drop_key, recipe.text_drop, batch["tokens"], empty_tokens)
-        embedding = encode_image(clip, frozen, batch["image"])
+        embedding = image_embedding(clip, frozen, batch)
         text, states = clip.apply({"params": frozen}, tokens, method=CLIP.encode_text)
 
         def predict(xt: Array, t: Array) -> Array:

@@ -1,0 +1,40 @@
+"""A small CLIP of noisy emoji pictures, to steer the decoder by a caption.
+
+python train.py configs/emoji/noised_clip.py --workdir runs/noised_clip
+"""
+
+from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
+from unclip_jax.data.tokenizer import TokenizerConfig
+from unclip_jax.models.clip import CLIPConfig
+from unclip_jax.models.noised_clip import NoisedCLIPConfig
+from unclip_jax.models.transformer import TransformerConfig
+from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
+
+config = NoisedCLIPRecipe(
+    steps=600,
+    batch_size=256,
+    ema_decay=0.99,
+    model=NoisedCLIPConfig(
+        clip=CLIPConfig(
+            embedding_width=128,
+            image_size=64,
+            patch_size=16,
+            vision=TransformerConfig(width=192, depth=4, heads=4, activation="quick_gelu"),
+            text=TransformerConfig(width=128, depth=3, heads=4, activation="quick_gelu"),
+            vocab_size=2048,
+            context_length=24,
+        )
+    ),
+    tokenizer=TokenizerConfig(kind="trained", vocab_size=2048, context_length=24),
+    data=DataConfig(source="emoji", split="train", image_size=64),
+    optim=OptimConfig(
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=0.2,
+    ),
+    checkpoint=CheckpointConfig(every=200, keep=2),
+    log=LogConfig(every=10),
+)

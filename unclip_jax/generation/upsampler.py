@@ -1,0 +1,72 @@
+"""A small picture → one of four times its side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from unclip_jax.diffusion.samplers import SamplerConfig, row_noise, sample
+from unclip_jax.errors import UserError
+from unclip_jax.generation.guided import make_chain
+from unclip_jax.generation.tiling import TilingConfig, tiled_denoise
+from unclip_jax.models.upsampler import FACTOR, Upsampler, resize_low_resolution
+from unclip_jax.training.degradations.low_resolution import augment
+from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
+
+
+def upsample_picture(
+    recipe: UpsamplerRecipe,
+    params: Any,
+    low_res: Array,
+    keys: Array,
+    config: SamplerConfig,
+    tiling: TilingConfig | None = None,
+) -> Array:
+    """Pictures of four times the side (Ramesh et al. 2022, section 2.1).
+
+    Args:
+        params: of the upsampler.
+        low_res: [B, h, w, 3] float32; clipped to [-1, 1], where the training pictures are.
+        keys: [B] typed keys.
+        tiling: works tile by tile; None on the whole picture.
+    Returns:
+        [B, 4 h, 4 w, 3] float32 in [-1, 1].
+    Raises:
+        UserError: sides that the network cannot halve often enough.
+    """
+    model = recipe.model
+    rows, height, width = low_res.shape[0], FACTOR * low_res.shape[1], FACTOR * low_res.shape[2]
+    if height % model.multiple or width % model.multiple:
+        raise UserError(
+            f"pictures of {low_res.shape[1]} × {low_res.shape[2]} cannot be upsampled: their sides "
+            f"must be multiples of {max(1, model.multiple // FACTOR)}"
+        )
+    low_res, levels = jnp.clip(low_res, -1, 1), None
+    if model.has_augmentation:
+        levels = jnp.full((rows,), model.sampling_augmentation)
+        # The chain takes the numbers up to num_timesteps.
+        noise = row_noise(keys, recipe.diffusion.num_timesteps + 1, low_res.shape)
+        low_res = augment(low_res, levels, noise)
+    resized = resize_low_resolution(low_res, (height, width), model.resize)
+    module = Upsampler(model)
+
+    def denoise(xt: Array, t: Array, resized: Array) -> Array:
+        output: Any = module.apply(
+            {"params": params}, xt, t, resized, levels, method=Upsampler.denoise
+        )
+        return output
+
+    def denoise_whole(xt: Array, t: Array) -> Array:
+        return denoise(xt, t, resized)
+
+    return sample(
+        denoise_whole if tiling is None else tiled_denoise(denoise, tiling, resized),
+        make_chain(recipe.diffusion, config),
+        (rows, height, width, 3),
+        config=config,
+        prediction=recipe.diffusion.prediction,
+        variance=recipe.diffusion.variance,
+        keys=keys,
+    )

@@ -1,0 +1,113 @@
+"""The codes of an autoregressive prior: fitted on a data set, kept beside its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from unclip_jax.config import DataConfig
+from unclip_jax.data.pipeline import make_batches
+from unclip_jax.data.records import Source
+from unclip_jax.errors import UserError
+from unclip_jax.models.ar_prior import ARPriorConfig
+from unclip_jax.models.clip import CLIP, CLIPConfig
+from unclip_jax.models.embedding_codes import CodeConfig, EmbeddingCodes, fit_codes
+from unclip_jax.training.objectives.conditions import encode_pairs
+
+FILE = "codes.safetensors"
+_ROWS = 256
+
+
+def fit_codes_on_data(
+    clip: CLIPConfig,
+    params: Any,
+    tokenize: Any,
+    source: Source,
+    data: DataConfig,
+    config: CodeConfig,
+) -> EmbeddingCodes:
+    """Codes for the CLIP embeddings of a data set, read twice in its order, 256 pictures at a time.
+
+    Args:
+        clip, params, tokenize: of the frozen CLIP.
+    Raises:
+        UserError: more components than the data has, or pictures that cannot be read.
+    """
+    module = CLIP(clip)
+
+    @jax.jit
+    def encode(params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
+        pairs = encode_pairs(module, params, batch)
+        return pairs.image, pairs.text
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        batches = make_batches(
+            source,
+            image_size=data.image_size,
+            batch_size=_ROWS,
+            tokenize=tokenize,
+            seed=0,
+            threads=data.threads,
+            shuffle=False,
+            repeat=False,
+        )
+        for batch in batches:
+            count = len(batch["tokens"])
+            whole = {
+                name: np.pad(array, [(0, _ROWS - count)] + [(0, 0)] * (array.ndim - 1))
+                for name, array in batch.items()
+            }
+            image, text = encode(params, whole)
+            yield np.asarray(image)[:count], np.asarray(text)[:count]
+
+    return fit_codes(pairs, config)
+
+
+def save_codes(codes: EmbeddingCodes, path: Path) -> None:
+    """Write the arrays as safetensors, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays = {field.name: np.asarray(getattr(codes, field.name)) for field in fields(codes)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    save_file(arrays, scratch)
+    os.replace(scratch, path)
+
+
+def load_codes(path: Path, model: ARPriorConfig) -> EmbeddingCodes:
+    """The codes in a file, checked against the prior that reads them.
+
+    Raises:
+        UserError: the file is missing or damaged, or its codes are of another number or width.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+        codes = EmbeddingCodes(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as codes ({error}): make it with `unclip fit-codes`"
+        ) from error
+    needed = {
+        "components": (codes.axes.shape[0], model.components),
+        "embedding_width": (codes.axes.shape[1], model.embedding_width),
+        "buckets": (codes.edges.shape[1] - 1, model.buckets),
+        "dot_buckets": (codes.dot_shares.shape[0], model.dot_buckets),
+    }
+    for name, (found, expected) in needed.items():
+        if found != expected:
+            raise UserError(
+                f"{path} has {name} {found}, the prior {expected}: "
+                f"pass --model.{name.replace('_', '-')} {found}, or fit the codes again"
+            )
+    return codes

@@ -1,0 +1,1 @@
+"""How the small pictures are spoiled that an upsampler is trained on: pure functions in JAX."""
