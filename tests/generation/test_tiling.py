@@ -89,15 +89,16 @@ def test_cropping_leaves_half_the_overlap_at_every_inner_edge() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_network_of_single_pixels_is_exact_in_both_modes(mode: str) -> None:
-    x, picture = draw(1, 2, 40, 23, 3), draw(2, 2, 40, 23, 1)
+    x, picture = jnp.asarray(draw(1, 2, 40, 23, 3)), jnp.asarray(draw(2, 2, 40, 23, 1))
 
     def denoise(x: Array, t: Array, picture: Array) -> Array:
         return jnp.concatenate([x * picture, x + t[:, None, None, None]], axis=-1)
 
-    run = tiled_denoise(denoise, TilingConfig(16, 4, mode), jnp.asarray(picture))  # type: ignore[arg-type]
-    out = jax.jit(run)(x, T)
+    run = tiled_denoise(denoise, TilingConfig(16, 4, mode), picture)  # type: ignore[arg-type]
+    t = jnp.asarray(T)
+    out = jax.jit(run)(x, t)
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, denoise(x, T, picture), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out, denoise(x, t, picture), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("halves", "reach"), [(False, 3), (True, 5)])
@@ -206,9 +207,10 @@ def upsampled() -> Callable[[TilingConfig | None], np.ndarray]:
 
 
 def test_blended_tiles_show_no_seams(upsampled: Callable) -> None:
-    """The norms see tiles, so the pictures differ a little; at the borders no more than elsewhere.
+    """The norms see tiles, so the tiles' details differ; at the borders no steps are larger.
 
-    Tiles that are only put side by side show what the measure would see.
+    They are a little smaller, as a mean of two details is. Tiles that are only put side by side
+    show what the measure would see.
     """
     whole = upsampled(None)
     ratio: dict[str, float] = {}
@@ -220,7 +222,7 @@ def test_blended_tiles_show_no_seams(upsampled: Callable) -> None:
         ends = (tile_starts(SIDE, config)[:-1] + config.tile).tolist()
         borders = [*starts, *ends, *[(a + b) // 2 for a, b in zip(starts, ends, strict=True)]]
         ratio[name] = seam_ratio(upsampled(config), borders) / seam_ratio(whole, borders)
-    assert abs(ratio["blend"] - 1) < 0.04
+    assert 0.93 < ratio["blend"] < 1.03
     assert ratio["side by side"] > 1.15
 
 

@@ -220,3 +220,14 @@ def test_sigterm_saves_and_the_same_command_continues(runs: Runs, repository: Pa
     recipe = toys.recipe("clip", steps=step + 1, data={"source": str(runs.pictures)}, **settings)
     assert train(recipe, workdir) == (step + 1, None)
     assert [row["step"] for row in runs.rows("clip_killed")] == list(range(1, step + 2))
+
+
+@pytest.mark.parametrize("stage", ["clip", "noised_clip"])
+def test_sharpness_aware_steps(stage: str, runs: Runs) -> None:
+    """The same recipe with SAM: another gradient, and the loss before the perturbation is told."""
+    name = f"{stage}_sam"
+    assert runs.train(stage, 2, name, optim={"sam_rho": 0.1}) == (2, None)
+    first, plain = runs.rows(name)[0], runs.rows(stage)[0]
+    assert first["loss"] != plain["loss"]
+    if stage == "clip":  # the noised one draws its noise with another key a device
+        assert first["unperturbed_loss"] == pytest.approx(plain["loss"], rel=1e-5)

@@ -29,9 +29,11 @@ from unclip_jax.training.inputs import Inputs, make_objective, open_batches, ope
 from unclip_jax.training.metrics import MetricWriter, Progress
 from unclip_jax.training.objectives import Gradient, Objective
 from unclip_jax.training.objectives.clip import make_clip_objective
+from unclip_jax.training.objectives.steering import make_noised_clip_objective
 from unclip_jax.training.optim import make_optimizer
 from unclip_jax.training.recipe import Recipe, recipe_to_json
 from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 from unclip_jax.training.run_folder import write_description
 from unclip_jax.training.sam import make_sam_gradient
 from unclip_jax.training.sharding import batch_sharding, infer_shardings, make_mesh, replicated
@@ -165,10 +167,13 @@ def _make_gradient(recipe: Recipe, objective: Objective, mesh: Mesh) -> Gradient
     if not recipe.optim.sam_rho:
         return jax.value_and_grad(objective, has_aux=True)
     ascent = objective
+    # Each device compares its own pairs to find its perturbation, and then all pairs.
     if isinstance(recipe, CLIPRecipe):
-        # Each device compares its own pairs to find its perturbation, and then all pairs.
         ascent = make_clip_objective(recipe)
         objective = make_clip_objective(recipe, axes=mesh.axis_names)
+    elif isinstance(recipe, NoisedCLIPRecipe):
+        ascent = make_noised_clip_objective(recipe)
+        objective = make_noised_clip_objective(recipe, axes=mesh.axis_names)
     return make_sam_gradient(objective, recipe.optim.sam_rho, ascent=ascent, mesh=mesh)
 
 

@@ -13,7 +13,6 @@ weights differ every device holds a whole copy of them, whatever the mesh's `fsd
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,10 +22,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from unclip_jax.errors import UserError
-from unclip_jax.training.objectives import Metrics, Objective, Params
-
-Gradient = Callable[[Params, Params, dict[str, Array], Array], tuple[tuple[Array, Metrics], Params]]
-"""As `jax.value_and_grad(objective, has_aux=True)`: ((loss, metrics), gradient)."""
+from unclip_jax.training.objectives import Gradient, Metrics, Objective, Params
 
 
 def make_sam_gradient(

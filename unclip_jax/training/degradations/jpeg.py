@@ -7,8 +7,9 @@ borders of libjpeg's defaults, which Pillow and OpenCV use:
     round(coefficient / table) (ITU-T T.81, tables K.1 and K.2, scaled by the quality), and back,
     chroma to full size by a triangle filter.
 
-4:2:0 and not 4:4:4, because that is what those libraries write at the qualities used here. A pixel
-differs from theirs by the rounding of libjpeg's integer DCT and colours, one or two levels.
+4:2:0 and not 4:4:4, because that is what those libraries write at the qualities used here. A gray
+pixel differs from theirs by one level at most, unless a coefficient lies within 1/50 of a half
+step, which libjpeg's integer DCT may round to the other side.
 """
 
 from __future__ import annotations

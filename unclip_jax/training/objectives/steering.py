@@ -23,11 +23,17 @@ from unclip_jax.training.recipes.classifier import ClassifierRecipe
 from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 
 
-def make_noised_clip_objective(recipe: NoisedCLIPRecipe, mesh: Mesh | None = None) -> Objective:
-    """CLIP's loss with x_t in place of the picture (Nichol et al. 2021, section 2.4)."""
+def make_noised_clip_objective(
+    recipe: NoisedCLIPRecipe, mesh: Mesh | None = None, axes: tuple[str, ...] = ()
+) -> Objective:
+    """CLIP's loss with x_t in place of the picture (Nichol et al. 2021, section 2.4).
+
+    Args:
+        mesh, axes: where the rows are, see `make_contrastive_loss`.
+    """
     model = NoisedCLIP(recipe.model)
     schedule = make_schedule(recipe.schedule, recipe.model.num_timesteps)
-    contrastive = make_contrastive_loss(recipe.loss, mesh=mesh)
+    contrastive = make_contrastive_loss(recipe.loss, mesh=mesh, axes=axes)
 
     def objective(
         params: Params, frozen: Params, batch: dict[str, Array], key: Array
