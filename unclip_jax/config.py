@@ -197,7 +197,12 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         members = [arg for arg in args if arg is not type(None)]
-        exact = [arg for arg in members if type(value) is arg]
+        is_sequence = isinstance(value, (list, tuple))
+        exact = [
+            arg
+            for arg in members
+            if type(value) is arg or (is_sequence and typing.get_origin(arg) is tuple)
+        ]
         return _typed((exact or members)[0], value, where)
     if origin is Literal and value in args:
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unclip_jax.config import DataConfig
 from unclip_jax.errors import UserError
 from unclip_jax.models.upsampler import FACTOR, UpsamplerConfig
 from unclip_jax.training.degradations.low_resolution import DegradationConfig
@@ -15,6 +16,7 @@ class UpsamplerRecipe(Run):
     """Train an upsampler to `data.image_size` from a quarter of it (Ramesh et al. 2022, section
     2.1). It reads no caption and needs no CLIP."""
 
+    data: DataConfig = DataConfig(image_size=256)
     model: UpsamplerConfig = UpsamplerConfig()
     diffusion: DiffusionConfig = DiffusionConfig(prediction="eps", variance="learned_range")
     degradation: DegradationConfig = DegradationConfig()
