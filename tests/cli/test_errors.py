@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -174,8 +173,8 @@ def test_verbs(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_as_a_process(arguments: list[str], code: int, repository: Path) -> None:
-    """As a user starts it: no traceback, and no wait for JAX."""
-    began = time.monotonic()
+    """As a user starts it: one line and no traceback. That nothing waits for JAX is a rule of
+    `test_architecture`: a clock would measure the machine's load."""
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=repository,
@@ -184,11 +183,9 @@ def test_as_a_process(arguments: list[str], code: int, repository: Path) -> None
         text=True,
         timeout=60,
     )
-    seconds = time.monotonic() - began
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     assert (result.stderr.count("\n") == 1) == (code == 2)
     if code == 0:
         assert "--optim.learning-rate" in result.stdout
     # A second on an idle machine; the bound leaves room for one that is busy.
-    assert seconds < 10
