@@ -3,6 +3,8 @@
     python train.py configs/emoji/classifier.py --workdir runs/classifier
 
 Six in ten captions name the style; the other pictures of a batch are not learned from.
+
+Steps, width and learning rate are a first guess: no run of this size was made yet.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

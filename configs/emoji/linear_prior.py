@@ -1,6 +1,8 @@
 """The emoji linear prior: one matrix from text embedding to image embedding.
 
 python train.py configs/emoji/linear_prior.py --workdir runs/linear_prior --clip runs/clip
+
+Steps, width and learning rate are a first guess: no run of this size was made yet.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

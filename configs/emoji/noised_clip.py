@@ -1,6 +1,8 @@
 """A small CLIP of noisy emoji pictures, to steer the decoder by a caption.
 
 python train.py configs/emoji/noised_clip.py --workdir runs/noised_clip
+
+Steps, width and learning rate are a first guess: no run of this size was made yet.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

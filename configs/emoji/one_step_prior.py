@@ -1,6 +1,8 @@
 """The emoji one-step prior (ECLIPSE): caption and noise → image embedding in a single pass.
 
 python train.py configs/emoji/one_step_prior.py --workdir runs/one_step_prior --clip runs/clip
+
+Steps, width and learning rate are a first guess: no run of this size was made yet.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

@@ -2,7 +2,8 @@
 
     python train.py configs/emoji/upsampler_256.py --workdir runs/upsampler_256
 
-The first run draws all training pictures at 256 pixels.
+The first run draws all training pictures at 256 pixels. Steps, width and learning rate are a first
+guess: no run of this size was made yet.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

@@ -56,5 +56,6 @@ class Run:
 
 
 def check_share(name: str, value: float) -> None:
+    """UserError unless `value` of the field `name` is between 0 and 1."""
     if not 0 <= value <= 1:
         raise UserError(f"{name} is {value}: give a share between 0 and 1")
