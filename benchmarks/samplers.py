@@ -41,7 +41,7 @@ SAMPLERS = (
     ("unipc", 15),
     ("unipc", 25),
 )
-INVERSIONS = ((50, 0), (100, 0), (250, 0), (50, 3))
+INVERSIONS = ((50, 0), (100, 0), (50, 3))
 """Steps, and fixed-point iterations a step."""
 
 

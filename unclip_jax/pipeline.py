@@ -10,7 +10,6 @@ depend on how many others are asked for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,57 +21,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unclip_jax.config import MeshConfig, from_dict
+from unclip_jax.config import MeshConfig
 from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.diffusion.samplers import Gradient
 from unclip_jax.errors import UserError
 from unclip_jax.generation.captions import encode_caption
 from unclip_jax.generation.decoder import Condition, decode_embedding, to_uint8
+from unclip_jax.generation.guides import make_guides
 from unclip_jax.generation.keys import fold_keys, image_keys
+from unclip_jax.generation.model_folder import check_stages, read_model
 from unclip_jax.generation.prior import make_prior, sample_embedding
 from unclip_jax.generation.sampling import SamplingConfig
-from unclip_jax.generation.steering import make_classifier_steering, make_clip_steering
 from unclip_jax.generation.tiling import TilingConfig
 from unclip_jax.generation.upsampler import upsample_picture
-from unclip_jax.models.classifier import Classifier
 from unclip_jax.models.clip import CLIP, CLIPConfig
-from unclip_jax.models.noised_clip import NoisedCLIP
 from unclip_jax.samples import Samples
 from unclip_jax.training.objectives.conditions import encode_image, to_float
-from unclip_jax.training.objectives.steering import make_labeler
-from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
-from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
-from unclip_jax.training.recipes.classifier import ClassifierRecipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
-from unclip_jax.training.recipes.decoder import DecoderRecipe
-from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
-from unclip_jax.training.recipes.prior import PriorRecipe
-from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
-from unclip_jax.training.weights import SHIPPED, Stage, load_stage, missing_model, shipped_model
+from unclip_jax.training.weights import Stage
 
-# What a model may consist of: the name of a stage's folder, and the recipe it was trained by.
-STAGES: dict[str, type] = {
-    "clip": CLIPRecipe,
-    "prior": PriorRecipe,
-    "ar_prior": ARPriorRecipe,
-    "linear_prior": LinearPriorRecipe,
-    "one_step_prior": OneStepPriorRecipe,
-    "decoder": DecoderRecipe,
-    "noised_clip": NoisedCLIPRecipe,
-    "classifier": ClassifierRecipe,
-    "upsampler_256": UpsamplerRecipe,
-    "upsampler_1024": UpsamplerRecipe,
-}
 PRIORS = {
     "diffusion": "prior",
     "ar": "ar_prior",
     "linear": "linear_prior",
     "one_step": "one_step_prior",
 }
+"""How a prior is named in a call, and its stage."""
 UPSAMPLED = (256, 1024)
-ALONE = ("noised_clip", "classifier")
-"""Stages that are not trained for a CLIP, like the upsamplers."""
+"""Sides of the pictures that the upsamplers make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,24 +66,7 @@ class UnCLIP:
     _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if "clip" not in self.stages:
-            raise UserError("a model needs its clip stage: name its folder or run as clip")
-        clip_id = self.stages["clip"].clip_id
-        for name, stage in self.stages.items():
-            if name not in STAGES:
-                raise UserError(f"stage {name!r} is unknown: give {', '.join(STAGES)}")
-            if not isinstance(stage.recipe, STAGES[name]):
-                raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
-            if isinstance(stage.recipe, UpsamplerRecipe):
-                if name != f"upsampler_{stage.recipe.data.image_size}":
-                    raise UserError(
-                        f"the {name} given was trained for {stage.recipe.data.image_size} pixels"
-                    )
-            elif name not in ALONE and stage.clip_id != clip_id:
-                raise UserError(
-                    f"the {name} was trained for CLIP {stage.clip_id}, not for this one "
-                    f"({clip_id}): load the stages of one model together"
-                )
+        check_stages(self.stages)
 
     @classmethod
     def load(cls, source: str | Path | dict[str, Any]) -> UnCLIP:
@@ -116,21 +75,7 @@ class UnCLIP:
         Raises:
             UserError: nothing there, or stages that were trained for another CLIP.
         """
-        sampling = SamplingConfig()
-        if isinstance(source, dict):
-            odd = sorted(set(source) - set(STAGES))
-            if odd:
-                raise UserError(f"stage {odd[0]!r} is unknown: give {', '.join(STAGES)}")
-            folders = {stage: Path(path) for stage, path in source.items()}
-        else:
-            root = _find_model(source)
-            folders = {stage: root / stage for stage in STAGES if (root / stage).is_dir()}
-            if (root / "sampling.json").exists():
-                data = json.loads((root / "sampling.json").read_text(encoding="utf-8"))
-                sampling = from_dict(SamplingConfig, data, "sampling.json: ")
-        if "clip" not in folders:
-            raise UserError(f"{source} has no clip stage: give a folder with clip/")
-        stages = {stage: load_stage(folder) for stage, folder in folders.items()}
+        stages, sampling = read_model(source)
         return cls(stages, sampling, source if isinstance(source, str) else "")
 
     @property
@@ -193,7 +138,7 @@ class UnCLIP:
         def run(params: Any, tokens: Array, keys: Array) -> Array:
             caption = encode_caption(self._clip_config, params["clip"], tokens)
             empty = encode_caption(self._clip_config, params["clip"], jnp.asarray(empty_tokens))
-            draw = make_prior(recipe, empty, how, stage.codes)
+            draw = make_prior(recipe, empty, how, stage.codes, stage.score_norms)
             return sample_embedding(draw, params[name], caption, keys, how.num_candidates)
 
         key = (name, how.prior, how.ar_prior, how.num_candidates)
@@ -201,64 +146,55 @@ class UnCLIP:
 
     def decode(
         self,
-        embeddings: np.ndarray,
+        embeddings: np.ndarray | None,
         texts: Sequence[str],
         keys: Array,
         sampling: SamplingConfig | None = None,
+        *,
+        guidance: Sequence[float] | None = None,
     ) -> np.ndarray:
-        """Pictures [N, S, S, 3] uint8 from unit-norm image embeddings [N, E] and captions."""
+        """Pictures from image embeddings and captions.
+
+        Args:
+            embeddings: [N, E] float32, unit norm; None draws from the captions alone, as GLIDE.
+            guidance: [N], the guidance scale of each picture; None is the sampling's, for all.
+        Returns:
+            [N, S, S, 3] uint8.
+        """
         how = sampling or self.sampling
         empty_tokens = jnp.asarray(self.tokenizer([""]))
         recipe: Any = self.stage("decoder").recipe
-        guides = self._guides(how)
+        guides = make_guides(self.stage, how)
+        has_embedding, has_scales = embeddings is not None, guidance is not None
 
-        def run(params: Any, embedding: Array, tokens: Array, keys: Array, *given: Array) -> Array:
-            gradients = [
-                guide(params, rows) for (_, guide), rows in zip(guides, given, strict=True)
-            ]
-            condition = Condition(embedding, tokens, empty_tokens)
+        def run(
+            params: Any, vectors: Array, tokens: Array, keys: Array, scales: Array, *given: Array
+        ) -> Array:
+            condition = Condition(vectors if has_embedding else None, tokens, empty_tokens)
             images = decode_embedding(
                 recipe,
                 params["decoder"],
                 condition,
                 how.decoder,
                 keys=keys,
-                gradients=gradients,
+                guidance=scales if has_scales else None,
+                gradients=[
+                    guide.follow(params, rows) for guide, rows in zip(guides, given, strict=True)
+                ],
             )
             return to_uint8(images)
 
-        rows = [read(texts) for read, _ in guides]
-        arguments = (np.asarray(embeddings, np.float32), self.tokenizer(texts), keys, *rows)
-        key = ("decoder", how.decoder, how.clip_guidance, how.classifier_guidance)
+        unused = np.zeros(len(texts), np.float32)
+        arguments = (
+            np.asarray(embeddings, np.float32) if has_embedding else unused,
+            self.tokenizer(texts),
+            keys,
+            np.asarray(guidance, np.float32) if has_scales else unused,
+            *(guide.read(texts) for guide in guides),
+        )
+        steered = (how.clip_guidance, how.classifier_guidance)
+        key = ("decoder", how.decoder, has_embedding, has_scales, steered)
         return self._batched(key, run, arguments)
-
-    def _guides(self, how: SamplingConfig) -> list[tuple[Callable[..., Any], Callable[..., Any]]]:
-        """For each network that steers: texts → its rows, and (params, rows) → its gradient."""
-        guides: list[tuple[Callable[..., Any], Callable[..., Any]]] = []
-        if how.clip_guidance:
-            stage = self.stage("noised_clip")
-            assert isinstance(stage.recipe, NoisedCLIPRecipe) and stage.tokenizer is not None
-            model = NoisedCLIP(stage.recipe.model)
-
-            def by_clip(params: Any, tokens: Array) -> Gradient:
-                own = params["noised_clip"]
-                text: Any = model.apply({"params": own}, tokens, method=NoisedCLIP.encode_text)
-                return make_clip_steering(model, own, text[0], how.clip_guidance)
-
-            guides.append((stage.tokenizer, by_clip))
-        if how.classifier_guidance:
-            stage = self.stage("classifier")
-            assert isinstance(stage.recipe, ClassifierRecipe)
-            classifier = Classifier(stage.recipe.model)
-
-            def by_class(params: Any, labels: Array) -> Gradient:
-                # A prompt that names no class is not steered.
-                scale = jnp.where(labels[:, 0] >= 0, how.classifier_guidance, 0.0)
-                known = jnp.maximum(labels[:, 0], 0)
-                return make_classifier_steering(classifier, params["classifier"], known, scale)
-
-            guides.append((make_labeler(stage.recipe.classes), by_class))
-        return guides
 
     def upsample(
         self, images: np.ndarray, keys: Array, size: int, sampling: SamplingConfig | None = None
@@ -300,7 +236,8 @@ class UnCLIP:
 
         Args:
             seed: picture i of every prompt is drawn with fold_in(key(seed), i).
-            prior: see `sample_prior`.
+            prior: see `sample_prior`; "none" draws no image embedding, and the decoder sees the
+                caption alone, as GLIDE. A decoder that knows no embeddings always does.
             upsample: 256 or 1024, the side of the pictures; None is the decoder's own.
             on_stage: told the name of each stage before it runs.
         Raises:
@@ -318,8 +255,13 @@ class UnCLIP:
             raise UserError(f"upsample is {upsample}: give {' or '.join(map(str, UPSAMPLED))}")
         for size in sizes:  # before anything is computed
             self.stage(f"upsampler_{size}")
-        on_stage("prior")
-        embeddings = bundle.sample_prior(texts, fold_keys(keys, 0), how, prior)
+        recipe: Any = self.stage("decoder").recipe
+        if recipe.model.embedding_width is None:
+            prior = "none"
+        embeddings = None
+        if prior != "none":
+            on_stage("prior")
+            embeddings = bundle.sample_prior(texts, fold_keys(keys, 0), how, prior)
         on_stage("decoder")
         images = bundle.decode(embeddings, texts, fold_keys(keys, 1), how)
         for number, size in enumerate(sizes):
@@ -378,17 +320,3 @@ def _micro_batches(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[tupl
         count = min(size, total - start)
         rows = np.concatenate([np.arange(start, start + count), np.full(size - count, start)])
         yield tuple(argument[rows] for argument in arguments), count
-
-
-def _find_model(source: str | Path) -> Path:
-    """The folder of a shipped model, or the given one."""
-    shipped = shipped_model(source)
-    if shipped is not None and not shipped.is_dir():
-        raise UserError(missing_model(str(source)))
-    folder = shipped or Path(source).expanduser()
-    if not folder.is_dir():
-        raise UserError(
-            f"model {source} is neither a folder nor shipped: give a folder with clip/, prior/ and "
-            f"decoder/, or one of {', '.join(SHIPPED)}"
-        )
-    return folder

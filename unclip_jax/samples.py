@@ -18,8 +18,9 @@ class Samples:
 
     images: np.ndarray
     """[N, H, W, 3] uint8."""
-    embeddings: np.ndarray
-    """[N, E] float32, unit norm: the image embedding that each was decoded from."""
+    embeddings: np.ndarray | None
+    """[N, E] float32, unit norm: the image embedding that each was decoded from, if there was one.
+    """
     metadata: tuple[dict[str, Any], ...]
     """prompt, seed, index and settings of each."""
 

@@ -15,7 +15,7 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 
 config = ARPriorRecipe(
-    steps=1500,
+    steps=1200,
     batch_size=64,
     ema_decay=0.997,
     clip="emoji",
@@ -38,6 +38,6 @@ config = ARPriorRecipe(
         eps=1e-10,
         weight_decay=4e-2,
     ),
-    checkpoint=CheckpointConfig(every=500, keep=2),
+    checkpoint=CheckpointConfig(every=400, keep=2),
     log=LogConfig(every=25),
 )

@@ -13,7 +13,7 @@ from unclip_jax.models.unet import UNetConfig
 from unclip_jax.training.recipes.classifier import ClassifierRecipe
 
 config = ClassifierRecipe(
-    steps=500,
+    steps=300,
     batch_size=64,
     ema_decay=0.99,
     classes=("noto style", "twemoji style", "flat style", "3d style"),
@@ -32,6 +32,6 @@ config = ClassifierRecipe(
     ),
     data=DataConfig(source="emoji", split="train", image_size=64),
     optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50, weight_decay=0.05),
-    checkpoint=CheckpointConfig(every=250, keep=2),
+    checkpoint=CheckpointConfig(every=100, keep=2),
     log=LogConfig(every=10),
 )

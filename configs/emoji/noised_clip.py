@@ -13,7 +13,7 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 
 config = NoisedCLIPRecipe(
-    steps=600,
+    steps=300,
     batch_size=256,
     ema_decay=0.99,
     model=NoisedCLIPConfig(
@@ -37,6 +37,6 @@ config = NoisedCLIPRecipe(
         eps=1e-6,
         weight_decay=0.2,
     ),
-    checkpoint=CheckpointConfig(every=200, keep=2),
+    checkpoint=CheckpointConfig(every=100, keep=2),
     log=LogConfig(every=10),
 )

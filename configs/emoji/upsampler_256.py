@@ -14,7 +14,7 @@ from unclip_jax.training.recipes.run import DiffusionConfig
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 
 config = UpsamplerRecipe(
-    steps=1500,
+    steps=2000,
     batch_size=16,
     ema_decay=0.997,
     model=UpsamplerConfig(
@@ -23,15 +23,15 @@ config = UpsamplerRecipe(
             in_channels=6,
             out_channels=3,
             patch_size=4,
-            channels=48,
-            channel_mult=(1, 2),
+            channels=64,
+            channel_mult=(1, 1),
             depth=(2,),
             attention_resolutions=(),
             has_middle_attention=False,
             groups=8,
         )
     ),
-    diffusion=DiffusionConfig(schedule="cosine", prediction="v", variance="fixed_small"),
+    diffusion=DiffusionConfig(schedule="cosine", prediction="x0", variance="fixed_small"),
     degradation=DegradationConfig(kind="blur"),
     data=DataConfig(source="emoji", split="train", image_size=256),
     optim=OptimConfig(optimizer="muon", learning_rate=2e-3, schedule="cosine", warmup_steps=50),

@@ -18,7 +18,7 @@ from unclip_jax.data.captions import EmojiFacts, caption_with_style
 from unclip_jax.errors import UserError
 from unclip_jax.evaluation.pictures import Pictures
 from unclip_jax.evaluation.report import Material, evaluate, save_evaluation
-from unclip_jax.pipeline import SamplingConfig
+from unclip_jax.generation.sampling import SamplingConfig
 
 STYLES = ("noto", "twemoji", "flat", "3d")
 LABELS = tuple(f"thing {number}" for number in range(30))

@@ -14,9 +14,9 @@ from tests.training import toys
 from unclip_jax.data.tokenizer import train_bpe
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
+from unclip_jax.generation.code_sampling import CodeSamplerConfig
 from unclip_jax.generation.keys import image_keys
 from unclip_jax.generation.sampling import SamplingConfig
-from unclip_jax.models.code_sampling import CodeSamplerConfig
 from unclip_jax.models.embedding_codes import CodeConfig, fit_codes
 from unclip_jax.pipeline import PRIORS, UnCLIP
 from unclip_jax.training.stages import init_params
@@ -113,6 +113,46 @@ def test_steering_changes_what_it_knows(unclip: UnCLIP) -> None:
     by_class = unclip.decode(vectors, TEXTS, keys, replace(SAMPLING, classifier_guidance=50.0))
     changed = np.abs(by_class - plain).max(axis=(1, 2, 3))
     assert changed[0] > 0 and changed[1] == 0 and changed[2] > 0
+
+
+def test_each_picture_may_have_its_own_guidance(unclip: UnCLIP) -> None:
+    keys, vectors = image_keys(0, range(3)), unclip.encode_text(TEXTS)
+    scales = (1.0, 4.0, 8.0)
+    mixed = unclip.decode(vectors, TEXTS, keys, guidance=scales).astype(int)
+    for row, scale in enumerate(scales):
+        how = replace(SAMPLING, decoder=replace(TWO_STEPS, guidance_scale=scale))
+        alone = unclip.decode(vectors, TEXTS, keys, how).astype(int)
+        assert np.abs(mixed[row] - alone[row]).max() <= 1  # another program rounds differently
+        if scale > 1:
+            assert np.abs(mixed[row] - unclip.decode(vectors, TEXTS, keys)[row]).max() > 1
+
+
+def test_a_decoder_draws_from_captions_alone(unclip: UnCLIP) -> None:
+    """The embedding dropped, as in its training: GLIDE's way with unCLIP's network."""
+    keys = image_keys(0, range(3))
+    alone = unclip.decode(None, TEXTS, keys)
+    samples = unclip.text_to_image(TEXTS[0], 1, prior="none")
+    assert samples.embeddings is None and samples.metadata[0]["prior"] == "none"
+    inner = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    np.testing.assert_array_equal(samples.images[0], unclip.decode(None, TEXTS[:1], inner[:1])[0])
+    other = unclip.decode(None, TEXTS[::-1], keys).astype(int)
+    assert np.abs(other - alone)[0].max() > 0  # the caption is read
+    drawn = unclip.decode(unclip.encode_text(TEXTS), TEXTS, keys).astype(int)
+    assert np.abs(drawn - alone).max() > 0
+
+
+def test_a_decoder_without_embeddings_needs_no_prior(unclip: UnCLIP) -> None:
+    recipe = toys.recipe("decoder", model={"embedding_width": None})
+    shapes = jax.eval_shape(lambda: init_params(recipe, jax.random.key(0)))
+    assert not any("embedding_to" in str(path) for path in shapes)
+    params = jax.tree.map(jnp.asarray, toys.random_like(shapes))
+    clip = unclip.clip
+    glide = Stage(recipe, params, clip.tokenizer, 3, clip.clip_id)
+    model = UnCLIP({"clip": clip, "decoder": glide}, SAMPLING)
+    samples = model.text_to_image(TEXTS, 1)
+    assert samples.images.shape == (3, 16, 16, 3) and samples.metadata[0]["prior"] == "none"
+    with pytest.raises(UserError, match="reads captions alone"):
+        model.decode(unclip.encode_text(TEXTS), TEXTS, image_keys(0, range(3)))
 
 
 def test_stages_survive_the_disk(unclip: UnCLIP, tmp_path: Path) -> None:

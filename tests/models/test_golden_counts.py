@@ -73,6 +73,15 @@ def test_glide() -> None:
     unet, text = unet_count(UNetConfig(context_width=512)), text_count(GLIDE_TEXT)
     assert (unet, text) == (308_334_918, 76_301_824)
     assert unet + text + dense_count(512, 4 * 192) == 385_030_726
+    glide = DecoderConfig(UNetConfig(context_width=512), GLIDE_TEXT, embedding_width=None)
+    tokens, mask = array(1, 128, dtype=jnp.int32), array(1, 128, dtype=bool)
+    shapes = jax.eval_shape(
+        lambda x, t, tokens, mask: Decoder(glide).init(
+            jax.random.key(0), x, t, None, None, tokens, mask
+        ),
+        *(array(1, 64, 64, 3), TIME, tokens, mask),
+    )
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["params"])) == 385_030_726
 
 
 def test_unet_of_the_papers_decoder() -> None:

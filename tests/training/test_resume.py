@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training import toys
+from unclip_jax.cli.preview import make_preview
 from unclip_jax.errors import UserError
 from unclip_jax.training.checkpoint import Checkpoints, latest_step, with_shardings
 from unclip_jax.training.loop import train
@@ -75,6 +77,35 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for stage in STAGES:
         assert runs.train(stage, 4) == (4, None)
     return runs
+
+
+def test_an_upsampler_draws_previews(runs: Runs) -> None:
+    """Four rows of the data's pictures: small, bicubic, drawn, true."""
+    log = {"every": 1, "preview_every": 2, "preview_columns": 3, "preview_steps": 2}
+    recipe = runs.recipe("upsampler", 2, log=log)
+    preview = make_preview(recipe)
+    assert preview is not None
+    train(recipe, runs.folder / "seen", preview)
+    sheet = np.asarray(Image.open(runs.folder / "seen" / "samples" / "step_0000002.png"))
+    assert sheet.shape == (4 * 34 + 2, 3 * 34 + 2, 3)
+    small, bicubic, drawn, truth = (
+        sheet[2 + 34 * row : 34 * (row + 1), 2:34].astype(int) for row in range(4)
+    )
+    means = truth.reshape(8, 4, 8, 4, 3).mean(axis=(1, 3)).repeat(4, axis=0).repeat(4, axis=1)
+    assert np.abs(small - means).max() <= 1
+    assert np.abs(bicubic - truth).mean() < np.abs(drawn - truth).mean()  # two steps teach nothing
+    assert make_preview(runs.recipe("upsampler", 2)) is None
+    assert make_preview(runs.recipe("prior", 2, log=log)) is None
+
+
+def test_a_decoder_of_captions_alone_trains_and_resumes(runs: Runs) -> None:
+    glide = {"embedding_width": None}
+    assert runs.train("decoder", 4, "glide", model=glide) == (4, None)
+    assert runs.train("decoder", 2, "glide_again", model=glide) == (2, None)
+    assert runs.train("decoder", 4, "glide_again", model=glide) == (4, None)
+    assert runs.rows("glide") == runs.rows("glide_again")
+    with pytest.raises(UserError, match=r"model.embedding_width None reads none"):
+        runs.train("decoder", 4, "other", model=glide, data={"embeddings": "store"})
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,11 +19,12 @@ class ExportOptions:
     clip: str | None = None
     """Run folder of the CLIP."""
     prior: str | None = None
-    """Run folder of the diffusion prior."""
+    """Run folder of the diffusion prior; score norms in it (`unclip fit-variance`) make analytic
+    variances the default."""
     ar_prior: str | None = None
     """Run folder of the autoregressive prior."""
     linear_prior: str | None = None
-    """Run folder of the linear prior."""
+    """Run folder of the linear prior, or the folder that `unclip fit-linear` wrote."""
     one_step_prior: str | None = None
     """Run folder of the one-step prior."""
     decoder: str | None = None
@@ -60,10 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     prepare_jax()
     from unclip_jax.config import to_dict
     from unclip_jax.diffusion.samplers import SamplerConfig
+    from unclip_jax.generation.model_folder import ALONE, STAGES
     from unclip_jax.generation.sampling import SamplingConfig
-    from unclip_jax.pipeline import ALONE, STAGES
     from unclip_jax.training.recipe import stage_of
     from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
+    from unclip_jax.training.score_norms import FILE as SCORE_NORMS
     from unclip_jax.training.weights import load_stage, save_stage
 
     named = {name: path for name in STAGES if (path := getattr(options, name)) is not None}
@@ -77,11 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         if kind != name:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {named[name]} holds a {kind}: name it as that")
-    ids = {
-        name: stage.clip_id
-        for name, stage in stages.items()
-        if name not in ALONE and not isinstance(stage.recipe, UpsamplerRecipe)
-    }
+    ids = {name: stage.clip_id for name, stage in stages.items() if name not in ALONE}
     if len(set(ids.values())) > 1:
         raise UserError(f"these stages were trained for different CLIPs: {ids}")
     out = Path(options.out)
@@ -96,6 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     sampling = SamplingConfig(
         prior=SamplerConfig(
             method=default.prior.method,
+            # Also those of a prior that was exported into this folder before.
+            variance="analytic" if (out / "prior" / SCORE_NORMS).is_file() else "trained",
             num_steps=options.prior_steps,
             thresholding="none",
             guidance_scale=options.prior_guidance,

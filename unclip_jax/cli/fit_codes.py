@@ -23,7 +23,7 @@ class FitOptions:
     out: str = "codes.safetensors"
     """File for the codes."""
     data: DataConfig = DataConfig()
-    """The pictures; give the --data options of the recipe."""
+    """The pictures, or their stored embeddings; give the --data options of the recipe."""
     components: int | None = None
     """Principal components that are kept; None takes as few as --max-error allows."""
     max_error: float = 0.01
@@ -45,9 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
-    from unclip_jax.data.sources import open_source
     from unclip_jax.models.embedding_codes import CodeConfig
     from unclip_jax.training.codes import fit_codes_on_data, save_codes
+    from unclip_jax.training.encoded_pairs import open_pairs
     from unclip_jax.training.recipes.clip import CLIPRecipe
     from unclip_jax.training.weights import load_clip
 
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     clip = load_clip(options.clip)
     if not isinstance(clip.recipe, CLIPRecipe):
         raise UserError(f"{options.clip} is not a CLIP: name the run or folder of one")
-    source = open_source(options.data)
+    assert clip.tokenizer is not None
+    source = open_pairs(options.data, clip.clip_id, clip.tokenizer)
     codes = fit_codes_on_data(
         clip.recipe.model, clip.params, clip.tokenizer, source, options.data, config
     )

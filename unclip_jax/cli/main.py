@@ -14,10 +14,13 @@ VERBS = {
     "data": "build, count and look at data sets",
     "embed": "CLIP embeddings of a data set, once, for training without the encoder",
     "fit-codes": "PCA and buckets for the autoregressive prior",
+    "fit-linear": "the linear prior in closed form, from one pass over a data set",
+    "fit-variance": "the diffusion prior's best sampling variances, from held-out pictures",
     "export": "a run's averaged weights as safetensors with config",
     "evaluate": "retrieval, prior cosines and caption match of a model",
 }
-_MODULES = {"text": "sample", "fit-codes": "fit_codes"}
+_MODULES = {"text": "sample"}
+"""Where a verb is not its module's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print("usage: unclip VERB ...\n")
-        print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
+        print("\n".join(f"  {verb:12} {text}" for verb, text in VERBS.items()))
         print("\n`unclip VERB --help` says more.")
         sys.exit(0 if given else 2)
     verb, *rest = given
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def command(rest: Sequence[str]) -> int | None:
         if verb not in VERBS:
             raise UserError(f"verb {verb!r} is unknown: choose one of {', '.join(VERBS)}")
-        module = import_module(f"unclip_jax.cli.{_MODULES.get(verb, verb)}")
+        module = import_module(f"unclip_jax.cli.{_MODULES.get(verb, verb.replace('-', '_'))}")
         return module.main([verb, *rest] if module.__name__.endswith(".sample") else rest)
 
     run(command, rest)

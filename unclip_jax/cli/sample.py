@@ -35,32 +35,50 @@ class TextOptions:
     """File of prompts: .txt, one a line, # for comments; .jsonl, objects with "prompt"."""
     model: str = "emoji"
     """A shipped model, or a folder with clip/, prior/ and decoder/, exported or runs."""
-    prior: Literal["diffusion", "ar", "linear", "one_step"] = "diffusion"
-    """What turns the caption into an image embedding; the model needs that stage."""
+    prior: Literal["diffusion", "ar", "linear", "one_step", "none"] = "diffusion"
+    """What turns the caption into an image embedding; the model needs that stage. none: the decoder
+    draws from the caption alone, as GLIDE."""
     upsample: Literal[256, 1024] | None = None
     """Side of the pictures; the model needs the upsamplers up to it. None is the decoder's own."""
     num_images: int = 4
     """Pictures a prompt."""
     seed: int = 0
     """Picture i of a prompt is the same for the same seed, whatever else is drawn."""
-    steps: int | None = None
-    """Denoising steps of the decoder; None is the model's own."""
+    steps: int | str | None = None
+    """Denoising steps of the decoder: a number, 'fast27', 'ddim50', or numbers a section such as
+    '10,10,3,2,2'; None is the model's own."""
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc"] | None = None
+    """The decoder's sampler; dpm_solver and unipc need fewer steps."""
+    eta: float | None = None
+    """Noise that ddim draws: 0 none, 1 as much as ddpm."""
+    spacing: Literal["respaced", "log_snr"] | None = None
+    """Where a number of steps lies: evenly in time, or evenly in log signal-to-noise ratio."""
     guidance: float | None = None
     """Guidance scale of the decoder: 1 follows the model, more follows the prompt harder."""
+    guidance_rescale: float | None = None
+    """How far guided outputs get the contrast of unguided ones back, 0 to 1."""
+    guidance_interval: tuple[int, int] | None = None
+    """First and last timestep of the training chain (0 to 999) that are guided."""
+    thresholding: Literal["none", "static", "dynamic"] | None = None
+    """What keeps the decoder's prediction in the range of pictures: clipping, or scaling."""
     clip_guidance: float | None = None
     """Steers the decoder by a CLIP that knows noise, a stage of the model, with this scale."""
     classifier_guidance: float | None = None
     """Steers the decoder to the class that the prompt names, by a stage `classifier`."""
-    prior_steps: int | None = None
-    """Denoising steps of the prior."""
+    prior_steps: int | str | None = None
+    """Denoising steps of the prior, as for --steps."""
+    prior_variance: Literal["trained", "analytic"] | None = None
+    """Noise of the diffusion prior's steps: as trained, or as `unclip fit-variance` measured."""
     prior_guidance: float | None = None
     """Guidance scale of the prior, diffusion or ar."""
     temperature: float | None = None
     """Of the ar prior's codes: 1 follows the model, 0 takes the likeliest."""
     top_p: float | None = None
     """The ar prior draws from the likeliest codes of this share."""
-    upsample_steps: int | None = None
-    """Denoising steps of each upsampler."""
+    upsample_steps: int | str | None = None
+    """Denoising steps of each upsampler, as for --steps; GLIDE's is 'fast27'."""
+    upsample_noise: float | None = None
+    """Factor on the noise that the upsamplers start from; GLIDE's has 0.997."""
     tile: int | None = None
     """Upsample in tiles of this side, for pictures beyond the memory."""
     candidates: int | None = None
@@ -73,7 +91,7 @@ class TextOptions:
     def __post_init__(self) -> None:
         for name in COUNTS:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
@@ -174,10 +192,14 @@ def _sampling(options: TextOptions, default: Any) -> Any:
     def changed(config: Any, **values: Any) -> Any:
         return replace(config, **{name: v for name, v in values.items() if v is not None})
 
+    upsampling = {"num_steps": options.upsample_steps, "start_scale": options.upsample_noise}
     return changed(
         default,
         prior=changed(
-            default.prior, num_steps=options.prior_steps, guidance_scale=options.prior_guidance
+            default.prior,
+            num_steps=options.prior_steps,
+            variance=options.prior_variance,
+            guidance_scale=options.prior_guidance,
         ),
         ar_prior=changed(
             default.ar_prior,
@@ -185,12 +207,22 @@ def _sampling(options: TextOptions, default: Any) -> Any:
             temperature=options.temperature,
             top_p=options.top_p,
         ),
-        upsampler_256=changed(default.upsampler_256, num_steps=options.upsample_steps),
-        upsampler_1024=changed(default.upsampler_1024, num_steps=options.upsample_steps),
+        upsampler_256=changed(default.upsampler_256, **upsampling),
+        upsampler_1024=changed(default.upsampler_1024, **upsampling),
         clip_guidance=options.clip_guidance,
         classifier_guidance=options.classifier_guidance,
         tile=options.tile,
-        decoder=changed(default.decoder, num_steps=options.steps, guidance_scale=options.guidance),
+        decoder=changed(
+            default.decoder,
+            method=options.sampler,
+            num_steps=options.steps,
+            eta=options.eta,
+            spacing=options.spacing,
+            thresholding=options.thresholding,
+            guidance_scale=options.guidance,
+            guidance_rescale=options.guidance_rescale,
+            guidance_interval=options.guidance_interval,
+        ),
         num_candidates=options.candidates,
         batch_size=options.batch_size,
     )

@@ -29,6 +29,9 @@ class SamplerConfig:
     even distances of the log signal-to-noise ratio."""
     eta: float = 0.0
     """ddim only: 0 is deterministic, 1 draws as much noise as ddpm with the small variance."""
+    variance: Literal["trained", "analytic"] = "trained"
+    """ddpm of the prior only: the variance that the network was trained with, or the best one that
+    was measured on held-out data (Bao et al. 2022; `unclip fit-variance`)."""
     start_scale: float = 1.0
     """Factor on the noise that is drawn as x_T; GLIDE's upsampler has 0.997."""
     thresholding: Thresholding = "static"
@@ -64,6 +67,12 @@ class SamplerConfig:
             raise UserError(f"eta is {self.eta}: give 0 to 1")
         if self.eta and self.method != "ddim":
             raise UserError(f"eta is {self.eta}, but only ddim reads it: {self.method} needs eta 0")
+        if self.variance not in ("trained", "analytic"):
+            raise UserError(f"variance {self.variance!r} is unknown: choose trained or analytic")
+        if self.variance == "analytic" and self.method != "ddpm":
+            raise UserError(
+                f"variance is 'analytic', but only ddpm reads it: {self.method} needs 'trained'"
+            )
         if self.start_scale <= 0:
             raise UserError(f"start_scale is {self.start_scale}: give a positive number")
         if self.limit <= 0:

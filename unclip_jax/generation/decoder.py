@@ -17,6 +17,7 @@ from unclip_jax.diffusion.samplers import (
     ddim_invert,
     sample,
 )
+from unclip_jax.errors import UserError
 from unclip_jax.generation.guided import make_chain, make_guided
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.text import text_mask
@@ -27,8 +28,9 @@ from unclip_jax.training.recipes.decoder import DecoderRecipe
 class Condition:
     """What the decoder draws from."""
 
-    embedding: Array
-    """[B, E] float32, CLIP image embeddings of unit norm."""
+    embedding: Array | None
+    """[B, E] float32, CLIP image embeddings of unit norm; None leaves the caption alone, as in
+    GLIDE: what the decoder learned from embeddings that were dropped."""
     tokens: Array
     """[B, L] int32, captions."""
     empty_tokens: Array
@@ -39,22 +41,43 @@ jax.tree_util.register_dataclass(Condition)
 
 
 def make_decoder(
-    recipe: DecoderRecipe, params: Any, condition: Condition, config: SamplerConfig
+    recipe: DecoderRecipe,
+    params: Any,
+    condition: Condition,
+    config: SamplerConfig,
+    guidance: Array | None = None,
 ) -> Denoise:
-    """The decoder under its condition and guidance, as `diffusion.samplers` calls it."""
-    module, rows = Decoder(recipe.model), condition.embedding.shape[0]
+    """The decoder under its condition and guidance, as `diffusion.samplers` calls it.
 
-    def run(xt: Array, t: Array, given: tuple[Array, Array, Array]) -> Array:
+    Args:
+        guidance: [B] float32, the scale of each row; None is the config's, for all.
+    Raises:
+        UserError: an embedding for a decoder that knows none.
+    """
+    module, width = Decoder(recipe.model), recipe.model.embedding_width
+    if width is None and condition.embedding is not None:
+        raise UserError(
+            "this decoder reads captions alone (model.embedding_width is None): give no embedding"
+        )
+
+    def run(xt: Array, t: Array, given: tuple[Array | None, Array | None, Array]) -> Array:
         vectors, has_embedding, tokens = given
         output: Any = module.apply(
             {"params": params}, xt, t, vectors, has_embedding, tokens, text_mask(tokens)
         )
         return output
 
-    given = (condition.embedding, jnp.ones(rows, bool), condition.tokens)
-    nothing = (jnp.zeros_like(given[0][:1]), jnp.zeros(1, bool), condition.empty_tokens)
+    vectors = none = has = has_none = None
+    if width is not None:
+        none, has_none = jnp.zeros((1, width)), jnp.zeros(1, bool)
+        vectors = condition.embedding
+        has = jnp.full(condition.tokens.shape[0], vectors is not None)
+        if vectors is None:
+            vectors = jnp.broadcast_to(none, (len(has), width))
+    given = (vectors, has, condition.tokens)
+    nothing = (none, has_none, condition.empty_tokens)
     learned = recipe.diffusion.variance == "learned_range"
-    return make_guided(run, given, nothing, config, has_variance=learned)
+    return make_guided(run, given, nothing, config, has_variance=learned, scale=guidance)
 
 
 def decode_embedding(
@@ -65,6 +88,7 @@ def decode_embedding(
     *,
     keys: Array | None = None,
     x_T: Array | None = None,
+    guidance: Array | None = None,
     gradients: Sequence[Gradient] = (),
 ) -> Array:
     """Pictures from image embeddings and captions (Ramesh et al. 2022, section 2.1).
@@ -73,15 +97,16 @@ def decode_embedding(
         params: of the decoder.
         keys: [B] typed keys, from which noise is drawn that is not given.
         x_T: [B, H, W, 3] float32, the noise to start from; by key if None.
+        guidance: [B] float32, the guidance scale of each row; None is the config's, for all.
         gradients: of networks that steer, see `steering.py`; their sum is followed.
     Returns:
         [B, H, W, 3] float32 in [-1, 1].
     """
     size = recipe.model.unet.image_size
     return sample(
-        make_decoder(recipe, params, condition, config),
+        make_decoder(recipe, params, condition, config, guidance),
         make_chain(recipe.diffusion, config),
-        (condition.embedding.shape[0], size, size, 3),
+        (condition.tokens.shape[0], size, size, 3),
         config=config,
         prediction=recipe.diffusion.prediction,
         variance=recipe.diffusion.variance,

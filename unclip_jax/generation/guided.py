@@ -11,13 +11,13 @@ from jax import Array
 
 from unclip_jax.diffusion.guidance import classifier_free_guidance, scale_in_interval
 from unclip_jax.diffusion.samplers import SamplerConfig, sampling_schedule
-from unclip_jax.diffusion.schedule import Schedule, make_schedule
-from unclip_jax.training.recipes.run import DiffusionConfig
+from unclip_jax.diffusion.schedule import Schedule
+from unclip_jax.training.recipes.run import DiffusionConfig, training_chain
 
 
 def make_chain(diffusion: DiffusionConfig, config: SamplerConfig) -> Schedule:
     """The steps of the training chain that `config` visits."""
-    return sampling_schedule(make_schedule(diffusion.schedule, diffusion.num_timesteps), config)
+    return sampling_schedule(training_chain(diffusion), config)
 
 
 def make_guided(
@@ -27,13 +27,18 @@ def make_guided(
     config: SamplerConfig,
     *,
     has_variance: bool,
+    scale: Array | None = None,
 ) -> Callable[[Array, Array], Array]:
     """The network under its condition, guided away from `nothing` (one row) if the scale is not 1.
 
     Both branches run as one batch of twice the rows.
+
+    Args:
+        scale: [B] float32, of each row; None is the config's, for all.
     """
-    if config.guidance_scale == 1.0:
+    if scale is None and config.guidance_scale == 1.0:
         return lambda xt, t: run(xt, t, condition)
+    scales = config.guidance_scale if scale is None else scale
     both = jax.tree.map(
         lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), condition, nothing
     )
@@ -44,7 +49,7 @@ def make_guided(
         return classifier_free_guidance(
             conditional,
             unconditional,
-            scale_in_interval(config.guidance_scale, t, config.guidance_interval),
+            scale_in_interval(scales, t, config.guidance_interval),
             rescale=config.guidance_rescale,
             learned_variance=has_variance,
         )

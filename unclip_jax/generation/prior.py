@@ -7,19 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from unclip_jax.diffusion.analytic import analytic_variance
 from unclip_jax.diffusion.samplers import SamplerConfig, sample
+from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.errors import UserError
 from unclip_jax.generation.captions import Caption
+from unclip_jax.generation.code_sampling import sample_ar_prior
 from unclip_jax.generation.guided import make_chain, make_guided
 from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.models.clip import normalize
-from unclip_jax.models.code_sampling import sample_ar_prior
 from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.models.linear_prior import sample_linear_prior
 from unclip_jax.models.one_step_prior import sample_one_step_prior
-from unclip_jax.models.prior import DiffusionPrior
+from unclip_jax.models.prior import DiffusionPrior, PriorConfig
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.recipe import AnyPriorRecipe
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
@@ -31,16 +34,23 @@ Draw = Callable[[Any, Caption, Array], Array]
 
 
 def make_prior(
-    recipe: AnyPriorRecipe, empty: Caption, config: SamplingConfig, codes: EmbeddingCodes | None
+    recipe: AnyPriorRecipe,
+    empty: Caption,
+    config: SamplingConfig,
+    codes: EmbeddingCodes | None,
+    score_norms: np.ndarray | None = None,
 ) -> Draw:
     """One draw from a prior for each row; the same call for all four.
 
     Args:
         empty: the encoded empty caption, one row; stands for "no caption" in guidance.
         codes: of an autoregressive prior.
+        score_norms: [T], of a diffusion prior; read where config.prior.variance is 'analytic'.
+    Raises:
+        UserError: codes or score norms are needed and None.
     """
     if isinstance(recipe, PriorRecipe):
-        return _diffusion_prior(recipe, empty, config.prior)
+        return _diffusion_prior(recipe, empty, config.prior, score_norms)
     sampler: Callable[..., Array]
     arguments: tuple[Any, ...] = (recipe.model,)
     if isinstance(recipe, LinearPriorRecipe):
@@ -85,8 +95,13 @@ def sample_embedding(
     return jnp.take_along_axis(candidates, best[:, None, None], axis=1)[:, 0]
 
 
-def _diffusion_prior(recipe: PriorRecipe, empty: Caption, config: SamplerConfig) -> Draw:
-    module = DiffusionPrior(recipe.model)
+def _diffusion_prior(
+    recipe: PriorRecipe, empty: Caption, config: SamplerConfig, score_norms: np.ndarray | None
+) -> Draw:
+    module, chain = DiffusionPrior(recipe.model), make_chain(recipe.diffusion, config)
+    table = None
+    if config.variance == "analytic":
+        table = _variance_table(recipe.model, chain, score_norms)
 
     def draw(params: Any, caption: Caption, keys: Array) -> Array:
         def run(xt: Array, t: Array, text: Caption) -> Array:
@@ -96,13 +111,29 @@ def _diffusion_prior(recipe: PriorRecipe, empty: Caption, config: SamplerConfig)
 
         drawn = sample(
             make_guided(run, caption, empty, config, has_variance=False),
-            make_chain(recipe.diffusion, config),
+            chain,
             (keys.shape[0], recipe.model.embedding_width),
             config=config,
             prediction=recipe.diffusion.prediction,
             variance=recipe.diffusion.variance,
+            variance_table=table,
             keys=keys,
         )
         return normalize(drawn)
 
     return draw
+
+
+def _variance_table(
+    model: PriorConfig, chain: Schedule, score_norms: np.ndarray | None
+) -> np.ndarray:
+    """[N] float64, the best variances for the steps of `chain`."""
+    if score_norms is None:
+        raise UserError(
+            "variance is 'analytic', but this prior has no score norms of its present weights: "
+            "make them with `unclip fit-variance PRIOR`, or choose 'trained'"
+        )
+    # Clean samples are unit vectors times the scale: no more than scale^2 / E of mean square is
+    # there to be hidden in a dimension. The sampler's own `limit` is about single entries.
+    limit = model.scale / np.sqrt(model.embedding_width)
+    return analytic_variance(chain, score_norms[chain.timesteps], limit=float(limit))

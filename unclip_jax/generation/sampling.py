@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
-from unclip_jax.models.code_sampling import CodeSamplerConfig
+from unclip_jax.generation.code_sampling import CodeSamplerConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class SamplingConfig:
         for name in ("num_candidates", "batch_size", "upsample_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("decoder", "upsampler_256", "upsampler_1024"):
+            if getattr(self, name).variance == "analytic":
+                raise UserError(
+                    f"{name}.variance is 'analytic', which is measured for the prior alone: "
+                    "choose 'trained'"
+                )
         if self.tile is not None and not 0 <= self.tile_overlap < self.tile:
             raise UserError(
                 f"tile is {self.tile} and tile_overlap {self.tile_overlap}: give an overlap from 0 "

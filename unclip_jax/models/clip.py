@@ -59,7 +59,7 @@ class CLIPConfig:
 
 
 class VisionEncoder(nn.Module):
-    """ViT with a class token, a norm before the blocks and a linear projection after them."""
+    """ViT with a class token."""
 
     config: CLIPConfig
 
@@ -71,31 +71,47 @@ class VisionEncoder(nn.Module):
         Returns:
             [B, embedding_width] float32, not normalised.
         """
-        c, width = self.config, self.config.vision.width
-        normal = nn.initializers.normal(width**-0.5)
-        mean, std = jnp.asarray(c.image_mean), jnp.asarray(c.image_std)
-        x = ((images + 1) / 2 - mean) / std
-        x = nn.Conv(
-            width,
-            (c.patch_size, c.patch_size),
-            strides=(c.patch_size, c.patch_size),
-            padding="VALID",
-            use_bias=False,
-            dtype=jnp.dtype(c.vision.dtype),
-            kernel_init=nn.initializers.lecun_normal(),
-            name="patch_embedding",
-        )(x)
-        x_BTD = x.reshape(x.shape[0], -1, width)
-        class_token = self.param("class_embedding", normal, (width,))
-        class_token = jnp.broadcast_to(class_token.astype(x_BTD.dtype), (x_BTD.shape[0], 1, width))
-        x_BTD = jnp.concatenate([class_token, x_BTD], axis=1)
-        positions = self.param("positional_embedding", normal, (x_BTD.shape[1], width))
-        x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
-        x_BTD = Transformer(c.vision, name="transformer")(x_BTD, train=train)
-        pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
-        return nn.Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")(
-            pooled
-        ).astype(jnp.float32)
+        width = self.config.vision.width
+        token = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,))
+        token_BD = jnp.broadcast_to(token, (images.shape[0], width))
+        return encode_patches(self, self.config, images, token_BD, train=train)
+
+
+def encode_patches(
+    module: nn.Module, config: CLIPConfig, images: Array, token_BD: Array, *, train: bool
+) -> Array:
+    """ViT that is read at its first token: a norm before the blocks, a projection after them.
+
+    Args:
+        module: the encoder that calls this in its compact method; the parameters become its own.
+        images: [B, image_size, image_size, 3] float32 in [-1, 1].
+        token_BD: [B, vision width], stands before the patches.
+    Returns:
+        [B, embedding_width] float32, not normalised.
+    """
+    c, width = config, config.vision.width
+    normal = nn.initializers.normal(width**-0.5)
+    patch = (c.patch_size, c.patch_size)
+    mean, std = jnp.asarray(c.image_mean), jnp.asarray(c.image_std)
+    x = ((images + 1) / 2 - mean) / std
+    x = nn.Conv(
+        width,
+        patch,
+        strides=patch,
+        padding="VALID",
+        use_bias=False,
+        dtype=jnp.dtype(c.vision.dtype),
+        kernel_init=nn.initializers.lecun_normal(),
+        name="patch_embedding",
+    )(x)
+    x_BTD = x.reshape(x.shape[0], -1, width)
+    x_BTD = jnp.concatenate([token_BD[:, None].astype(x_BTD.dtype), x_BTD], axis=1)
+    positions = module.param("positional_embedding", normal, (x_BTD.shape[1], width))
+    x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
+    x_BTD = Transformer(c.vision, name="transformer")(x_BTD, train=train)
+    pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
+    projection = nn.Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")
+    return projection(pooled).astype(jnp.float32)
 
 
 class TextEncoder(nn.Module):

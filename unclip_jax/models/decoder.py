@@ -25,8 +25,8 @@ class DecoderConfig:
 
     unet: UNetConfig = UNetConfig(context_width=512)
     text: TextConfig = TextConfig()
-    embedding_width: int = 768
-    """Width of the CLIP image embedding."""
+    embedding_width: int | None = 768
+    """Width of the CLIP image embedding; None is GLIDE, which knows captions alone."""
     num_embedding_tokens: int = 4
     embedding_scale: float | None = None
     """Factor on the unit-norm embedding; None is sqrt(embedding_width), entries of variance 1."""
@@ -48,7 +48,7 @@ class DecoderConfig:
         """The factor in force."""
         if self.embedding_scale is not None:
             return self.embedding_scale
-        return math.sqrt(self.embedding_width)
+        return math.sqrt(self.embedding_width or 1)
 
 
 class Decoder(nn.Module):
@@ -61,8 +61,8 @@ class Decoder(nn.Module):
         self,
         x: Array,
         t: Array,
-        embedding: Array,
-        has_embedding: Array,
+        embedding: Array | None,
+        has_embedding: Array | None,
         tokens: Array,
         text_mask: Array,
         *,
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         Args:
             x: [B, H, W, 3] float32, the noisy picture.
             t: [B] int32, original timestep index.
-            embedding: [B, embedding_width] float32, unit norm.
+            embedding: [B, embedding_width] float32, unit norm; not read if the width is None.
             has_embedding: [B] bool; False drops the embedding (classifier-free guidance).
             tokens: [B, context_length] int32; a dropped caption is the empty one.
             text_mask: [B, context_length] bool, False at padding.
@@ -80,15 +80,21 @@ class Decoder(nn.Module):
             [B, H, W, out_channels] float32.
         """
         c = self.config
-        null = jnp.zeros(c.embedding_width)
-        if c.null_embedding == "learned":
-            null = self.param("null_embedding", nn.initializers.normal(1.0), (c.embedding_width,))
-        embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
+        width = c.embedding_width
+        if width is not None:
+            assert embedding is not None and has_embedding is not None
+            null = jnp.zeros(width)
+            if c.null_embedding == "learned":
+                null = self.param("null_embedding", nn.initializers.normal(1.0), (width,))
+            embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
 
         states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
-        context, context_mask = self.context(embedding, states, text_mask)
+        context, context_mask = states, text_mask if c.masks_padding else None
+        if width is not None:
+            context, context_mask = self.context(embedding, states, text_mask)
         time_condition = nn.Dense(c.unet.time_width, name="text_to_time")(pooled)
-        time_condition += nn.Dense(c.unet.time_width, name="embedding_to_time")(embedding)
+        if width is not None:
+            time_condition += nn.Dense(c.unet.time_width, name="embedding_to_time")(embedding)
         return UNet(c.unet, name="unet")(x, t, time_condition, context, context_mask, train=train)
 
     def context(

@@ -172,17 +172,6 @@ def fit_codes(batches: Callable[[], Pairs], config: CodeConfig) -> EmbeddingCode
     )
 
 
-def empty_codes(width: int, components: int, buckets: int, dot_buckets: int) -> EmbeddingCodes:
-    """Zeros of the right shapes, into which saved arrays are loaded."""
-    return EmbeddingCodes(
-        mean=jnp.zeros(width),
-        axes=jnp.zeros((components, width)),
-        edges=jnp.zeros((components, buckets + 1)),
-        dot_edges=jnp.zeros(dot_buckets + 1),
-        dot_shares=jnp.zeros(dot_buckets),
-    )
-
-
 def encode(codes: EmbeddingCodes, embeddings: Array) -> Array:
     """[B, D] float32, unit norm → [B, K] int32, the bucket of each component."""
     values = jnp.matmul(embeddings - codes.mean, codes.axes.T, precision=EXACT)

@@ -14,9 +14,14 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.clip import MAX_LOGIT_SCALE, CLIPConfig, TextEncoder, normalize
-from unclip_jax.models.layers import layer_norm
-from unclip_jax.models.transformer import Transformer, TransformerConfig
+from unclip_jax.models.clip import (
+    MAX_LOGIT_SCALE,
+    CLIPConfig,
+    TextEncoder,
+    encode_patches,
+    normalize,
+)
+from unclip_jax.models.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -56,31 +61,10 @@ class NoisedVisionEncoder(nn.Module):
         """
         c, width = self.config.clip, self.config.clip.vision.width
         normal = nn.initializers.normal(width**-0.5)
-        patch = (c.patch_size, c.patch_size)
-        mean, std = jnp.asarray(c.image_mean), jnp.asarray(c.image_std)
-        x = ((images + 1) / 2 - mean) / std
-        x = nn.Conv(
-            width,
-            patch,
-            strides=patch,
-            padding="VALID",
-            use_bias=False,
-            dtype=jnp.dtype(c.vision.dtype),
-            kernel_init=nn.initializers.lecun_normal(),
-            name="patch_embedding",
-        )(x)
-        x_BTD = x.reshape(x.shape[0], -1, width)
-        times = nn.Embed(
+        table = nn.Embed(
             self.config.num_timesteps, width, embedding_init=normal, name="time_embedding"
-        )(t)
-        x_BTD = jnp.concatenate([times[:, None].astype(x_BTD.dtype), x_BTD], axis=1)
-        positions = self.param("positional_embedding", normal, (x_BTD.shape[1], width))
-        x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
-        x_BTD = Transformer(c.vision, name="transformer")(x_BTD, train=train)
-        pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
-        return nn.Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")(
-            pooled
-        ).astype(jnp.float32)
+        )
+        return encode_patches(self, c, images, table(t), train=train)
 
 
 class NoisedCLIP(nn.Module):

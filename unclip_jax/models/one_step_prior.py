@@ -7,7 +7,6 @@ contrastive loss against CLIP's text embeddings. 33M parameters instead of 1B.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,37 +17,21 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.clip import normalize
-from unclip_jax.models.layers import layer_norm
-from unclip_jax.models.prior import SCALE_PER_SQRT_WIDTH
-from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
+from unclip_jax.models.prior import PriorConfig, predict_at_query
+from unclip_jax.models.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)
-class OneStepPriorConfig:
+class OneStepPriorConfig(PriorConfig):
     """Shape of the prior, what it is conditioned on, and the weight of its second loss."""
 
-    embedding_width: int = 768
-    """Width of the CLIP embeddings."""
-    text_width: int = 768
-    """Width of the CLIP text encoder's hidden states."""
-    context_length: int = 77
     transformer: TransformerConfig = TransformerConfig(width=512, depth=10, heads=16)
     contrastive_weight: float = 0.2
     """Factor on the contrastive loss; the paper found 0.2 to 0.4 to work."""
-    embedding_scale: float | None = None
-    """The network predicts unit-norm embeddings times this; None is that of the diffusion prior,
-    0.5375 * sqrt(embedding_width)."""
 
     def __post_init__(self) -> None:
         if self.contrastive_weight < 0:
             raise UserError(f"contrastive_weight is {self.contrastive_weight}: give 0 or more")
-
-    @property
-    def scale(self) -> float:
-        """The factor in force."""
-        if self.embedding_scale is not None:
-            return self.embedding_scale
-        return SCALE_PER_SQRT_WIDTH * math.sqrt(self.embedding_width)
 
 
 class OneStepPrior(nn.Module):
@@ -75,36 +58,12 @@ class OneStepPrior(nn.Module):
         Returns:
             [B, embedding_width] float32, scaled (see `OneStepPriorConfig.scale`).
         """
-        c, width = self.config, self.config.transformer.width
+        c = self.config
         dtype = jnp.dtype(c.transformer.dtype)
-
-        def project(name: str) -> nn.Dense:
-            return nn.Dense(width, dtype=dtype, name=name)
-
-        # A unit vector's entries are about 1/sqrt(width): bring them to the prediction's scale.
-        text_token = project("text_embedding_projection")(text_embedding * c.scale)
-        query = self.param("query", nn.initializers.normal(0.01), (width,))
-        tail_B3D = jnp.stack(
-            [
-                text_token,
-                project("noise_projection")(noise),
-                jnp.broadcast_to(query.astype(dtype), text_token.shape),
-            ],
-            axis=1,
+        token = nn.Dense(c.transformer.width, dtype=dtype, name="noise_projection")(noise)
+        return predict_at_query(
+            self, c, text_states, text_mask, text_embedding, [token], train=train
         )
-        sequence = jnp.concatenate([project("text_projection")(text_states), tail_B3D], axis=1)
-        length = c.context_length + 3
-        positions = self.param(
-            "positional_embedding", nn.initializers.normal(0.01), (length, width)
-        )
-        visible = jnp.concatenate([text_mask, jnp.ones((noise.shape[0], 3), bool)], axis=1)
-        states = Transformer(c.transformer, name="transformer")(
-            sequence + positions.astype(dtype),
-            causal_mask(length) & visible[:, None, None, :],
-            train=train,
-        )
-        last = layer_norm("norm_out")(states[:, -1])
-        return nn.Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)
 
 
 def one_step_loss(

@@ -35,7 +35,8 @@ class PriorConfig:
     context_length: int = 77
     transformer: TransformerConfig = TransformerConfig(width=2048, depth=24, heads=32)
     embedding_scale: float | None = None
-    """Factor on unit-norm embeddings before diffusion; None is 0.5375 * sqrt(embedding_width)."""
+    """The network's embeddings are those of unit norm times this; None is
+    0.5375 * sqrt(embedding_width)."""
 
     @property
     def scale(self) -> float:
@@ -72,34 +73,56 @@ class DiffusionPrior(nn.Module):
             [B, embedding_width] float32, the prediction of the clean scaled embedding.
         """
         c, width = self.config, self.config.transformer.width
-        dtype = jnp.dtype(c.transformer.dtype)
 
         def project(name: str) -> nn.Dense:
-            return nn.Dense(width, dtype=dtype, name=name)
+            return nn.Dense(width, dtype=jnp.dtype(c.transformer.dtype), name=name)
 
         time = timestep_embedding(t, width)
         time = project("time_out")(nn.silu(project("time_in")(time)))
-        # Unit vectors have entries of about 1/sqrt(D): bring them to the scale of the noisy input.
-        text_token = project("text_embedding_projection")(text_embedding * c.scale)
-        query = self.param("query", nn.initializers.normal(0.01), (width,))
-        tail_B4D = jnp.stack(
-            [
-                text_token,
-                time,
-                project("image_embedding_projection")(noisy),
-                jnp.broadcast_to(query.astype(dtype), time.shape),
-            ],
-            axis=1,
+        tokens = [time, project("image_embedding_projection")(noisy)]
+        return predict_at_query(
+            self, c, text_states, text_mask, text_embedding, tokens, train=train
         )
-        sequence = jnp.concatenate([project("text_projection")(text_states), tail_B4D], axis=1)
-        length = c.context_length + 4
-        positions = self.param(
-            "positional_embedding", nn.initializers.normal(0.01), (length, width)
-        )
-        visible = jnp.concatenate([text_mask, jnp.ones((t.shape[0], 4), bool)], axis=1)
-        mask = causal_mask(length) & visible[:, None, None, :]
-        states = Transformer(c.transformer, name="transformer")(
-            sequence + positions.astype(dtype), mask, train=train
-        )
-        last = layer_norm("norm_out")(states[:, -1])
-        return nn.Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)
+
+
+def predict_at_query(
+    module: nn.Module,
+    config: PriorConfig,
+    text_states: Array,
+    text_mask: Array,
+    text_embedding: Array,
+    tokens: list[Array],
+    *,
+    train: bool,
+) -> Array:
+    """An embedding, read at the last of [caption, text embedding, *tokens, learned query].
+
+    Args:
+        module: the prior that calls this in its compact method; the parameters become its own.
+        text_states: [B, context_length, text_width] float32.
+        text_mask: [B, context_length] bool, False at padding.
+        text_embedding: [B, embedding_width] float32, unit norm.
+        tokens: each [B, width], compute dtype.
+    Returns:
+        [B, embedding_width] float32, scaled.
+    """
+    c, width, dtype = config, config.transformer.width, jnp.dtype(config.transformer.dtype)
+    # Unit vectors have entries of about 1/sqrt(D): bring them to the scale of the prediction.
+    text_token = nn.Dense(width, dtype=dtype, name="text_embedding_projection")(
+        text_embedding * c.scale
+    )
+    query = module.param("query", nn.initializers.normal(0.01), (width,))
+    query = jnp.broadcast_to(query.astype(dtype), text_token.shape)
+    tail_BTD = jnp.stack([text_token, *tokens, query], axis=1)
+    caption_BLD = nn.Dense(width, dtype=dtype, name="text_projection")(text_states)
+    sequence = jnp.concatenate([caption_BLD, tail_BTD], axis=1)
+    length = c.context_length + tail_BTD.shape[1]
+    positions = module.param("positional_embedding", nn.initializers.normal(0.01), (length, width))
+    visible = jnp.concatenate([text_mask, jnp.ones(tail_BTD.shape[:2], bool)], axis=1)
+    states = Transformer(c.transformer, name="transformer")(
+        sequence + positions.astype(dtype),
+        causal_mask(length) & visible[:, None, None, :],
+        train=train,
+    )
+    last = layer_norm("norm_out")(states[:, -1])
+    return nn.Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)

@@ -8,29 +8,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from unclip_jax.config import DataConfig
-from unclip_jax.data.pipeline import make_batches
+from unclip_jax.data.embedding_store import EmbeddingStore
 from unclip_jax.data.records import Source
 from unclip_jax.errors import UserError
 from unclip_jax.models.ar_prior import ARPriorConfig
-from unclip_jax.models.clip import CLIP, CLIPConfig
+from unclip_jax.models.clip import CLIPConfig
 from unclip_jax.models.embedding_codes import CodeConfig, EmbeddingCodes, fit_codes
-from unclip_jax.training.objectives.conditions import encode_pairs
+from unclip_jax.training.encoded_pairs import make_pair_reader
 
 FILE = "codes.safetensors"
-_ROWS = 256
 
 
 def fit_codes_on_data(
     clip: CLIPConfig,
     params: Any,
     tokenize: Any,
-    source: Source,
+    source: Source | EmbeddingStore,
     data: DataConfig,
     config: CodeConfig,
 ) -> EmbeddingCodes:
@@ -38,35 +35,15 @@ def fit_codes_on_data(
 
     Args:
         clip, params, tokenize: of the frozen CLIP.
+        source: the pictures, or their embeddings by this CLIP.
     Raises:
         UserError: more components than the data has, or pictures that cannot be read.
     """
-    module = CLIP(clip)
-
-    @jax.jit
-    def encode(params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
-        pairs = encode_pairs(module, params, batch)
-        return pairs.image, pairs.text
+    read = make_pair_reader(clip, params, tokenize)
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        batches = make_batches(
-            source,
-            image_size=data.image_size,
-            batch_size=_ROWS,
-            tokenize=tokenize,
-            seed=0,
-            threads=data.threads,
-            shuffle=False,
-            repeat=False,
-        )
-        for batch in batches:
-            count = len(batch["tokens"])
-            whole = {
-                name: np.pad(array, [(0, _ROWS - count)] + [(0, 0)] * (array.ndim - 1))
-                for name, array in batch.items()
-            }
-            image, text = encode(params, whole)
-            yield np.asarray(image)[:count], np.asarray(text)[:count]
+        for batch in read(source, data):
+            yield np.asarray(batch.image), np.asarray(batch.text)
 
     return fit_codes(pairs, config)
 

@@ -114,6 +114,11 @@ def _open_on_clip(
         )
     source = store = None
     if recipe.data.embeddings is not None:
+        if recipe.model.embedding_width is None:
+            raise UserError(
+                f"data.embeddings is {recipe.data.embeddings!r}, but a decoder with "
+                "model.embedding_width None reads none: leave it out"
+            )
         store = open_store(recipe.data.embeddings)
     if store is None or isinstance(recipe, DecoderRecipe):
         source = open_source(recipe.data)
@@ -124,12 +129,12 @@ def _open_on_clip(
         )
     codes = None
     if isinstance(recipe, ARPriorRecipe):
-        codes = _open_codes(recipe, workdir, clip, source)
+        codes = _open_codes(recipe, workdir, clip, store if store is not None else source)
     return Inputs(source, clip.tokenizer, clip, store, codes)
 
 
 def _open_codes(
-    recipe: ARPriorRecipe, workdir: Path, clip: Stage, source: Source | None
+    recipe: ARPriorRecipe, workdir: Path, clip: Stage, source: Source | EmbeddingStore | None
 ) -> EmbeddingCodes:
     """The run's own codes; for a new run those of the named file, or fitted here."""
     if (workdir / FILE).exists():
@@ -137,15 +142,9 @@ def _open_codes(
     if recipe.codes is not None:
         codes = load_codes(Path(recipe.codes).expanduser(), recipe.model)
     else:
-        assert isinstance(clip.recipe, CLIPRecipe)
-        codes = fit_codes_on_data(
-            clip.recipe.model,
-            clip.params,
-            clip.tokenizer,
-            source if source is not None else open_source(recipe.data),
-            recipe.data,
-            recipe.fit,
-        )
+        assert isinstance(clip.recipe, CLIPRecipe) and source is not None
+        model, params = clip.recipe.model, clip.params
+        codes = fit_codes_on_data(model, params, clip.tokenizer, source, recipe.data, recipe.fit)
     if jax.process_index() == 0:
         save_codes(codes, workdir / FILE)
     return codes
@@ -215,7 +214,10 @@ def _check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> Non
         raise UserError(f"{recipe.clip} is not a CLIP: name the run or folder of one in `clip`")
     assert clip.tokenizer is not None
     have = clip.recipe.model
-    pairs = [("embedding_width", recipe.model.embedding_width, have.embedding_width)]
+    pairs: list[tuple[str, int, int]] = []
+    width = recipe.model.embedding_width
+    if width is not None:
+        pairs.append(("embedding_width", width, have.embedding_width))
     if isinstance(recipe, PriorRecipe | ARPriorRecipe | OneStepPriorRecipe):
         pairs.append(("text_width", recipe.model.text_width, have.text.width))
         pairs.append(("context_length", recipe.model.context_length, have.context_length))

@@ -70,7 +70,8 @@ def _example_inputs(recipe: Recipe) -> tuple[Array, ...]:
     if isinstance(recipe, ClassifierRecipe):
         size = recipe.model.encoder.image_size
         return jnp.zeros((1, size, size, recipe.model.encoder.in_channels)), t
-    embedding = jnp.zeros((1, recipe.model.embedding_width))
+    width = recipe.model.embedding_width
+    embedding = None if width is None else jnp.zeros((1, width))
     if isinstance(recipe, LinearPriorRecipe):
         return (embedding,)
     if isinstance(recipe, PriorRecipe | ARPriorRecipe | OneStepPriorRecipe):

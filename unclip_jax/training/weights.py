@@ -4,6 +4,7 @@
     model.safetensors  the averaged weights, names as in the parameter tree, 'unet/conv_in/kernel'
     tokenizer.json     how the stage reads captions, if it does
     codes.safetensors  what an autoregressive prior's codes mean
+    score_norms.safetensors  a diffusion prior's, if they were measured
 
 A run folder (see `loop.py`) is read by the same function.
 """
@@ -32,7 +33,10 @@ from unclip_jax.training.codes import load_codes, save_codes
 from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 from unclip_jax.training.recipes.classifier import ClassifierRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
+from unclip_jax.training.score_norms import FILE as SCORE_NORMS
+from unclip_jax.training.score_norms import load_score_norms, save_score_norms
 from unclip_jax.training.sharding import path_name
 from unclip_jax.training.stages import init_params
 
@@ -55,6 +59,9 @@ class Stage:
     """`weights_id` of the CLIP it is, or was trained for; of a stage without one, its own."""
     codes: EmbeddingCodes | None = None
     """Of an autoregressive prior."""
+    score_norms: np.ndarray | None = None
+    """[T] float32, Gamma of every timestep of a diffusion prior (see `diffusion.analytic`); None
+    where `unclip fit-variance` has not measured these weights."""
 
 
 def weights_id(params: Any) -> str:
@@ -79,11 +86,8 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
     """
     from safetensors.numpy import save_file
 
+    check_stage_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"config.json", "model.safetensors", "tokenizer.json", CODES}
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in names)
-    if foreign:
-        raise UserError(f"{folder} holds other files ({foreign[0]}): export into a new folder")
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     arrays = {name: np.asarray(leaf, kind) for name, leaf in flatten(stage.params).items()}
     save_file(arrays, folder / "model.safetensors")
@@ -91,6 +95,10 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         stage.tokenizer.save(folder / "tokenizer.json")
     if stage.codes is not None:
         save_codes(stage.codes, folder / CODES)
+    if stage.score_norms is not None:
+        save_score_norms(stage.score_norms, folder / SCORE_NORMS, stage.step)
+    else:  # those of the stage that was here before
+        (folder / SCORE_NORMS).unlink(missing_ok=True)
     config = {
         "format": FORMAT,
         "step": stage.step,
@@ -98,6 +106,15 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         "recipe": recipe_to_json(stage.recipe),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def check_stage_folder(folder: Path) -> None:
+    """UserError if `folder` has files of something else than a stage."""
+    names = {"config.json", "model.safetensors", "tokenizer.json", CODES, SCORE_NORMS}
+    entries = folder.iterdir() if folder.is_dir() else ()
+    foreign = sorted(entry.name for entry in entries if entry.name not in names)
+    if foreign:
+        raise UserError(f"{folder} holds other files ({foreign[0]}): export into a new folder")
 
 
 def shipped_model(name: str | Path) -> Path | None:
@@ -155,13 +172,21 @@ def load_stage(path: str | Path) -> Stage:
         step, clip_id = config.get("step"), config.get("clip")
         if not isinstance(step, int) or not isinstance(clip_id, str):
             raise UserError(f"{config_path} lacks its step or CLIP id: export the stage again")
-        return Stage(recipe, params, tokenizer, step, clip_id, codes)
+        norms = _score_norms(folder, recipe, step)
+        return Stage(recipe, params, tokenizer, step, clip_id, codes, norms)
     abstract = _abstract(recipe)
     here = SingleDeviceSharding(jax.local_devices()[0])
     placed = with_shardings(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = load_ema_params(folder, placed)
     clip_id = config.get("clip") or weights_id(params)
-    return Stage(recipe, params, tokenizer, step, clip_id, codes)
+    norms = _score_norms(folder, recipe, step)
+    return Stage(recipe, params, tokenizer, step, clip_id, codes, norms)
+
+
+def _score_norms(folder: Path, recipe: Recipe, step: int) -> np.ndarray | None:
+    if not isinstance(recipe, PriorRecipe):
+        return None
+    return load_score_norms(folder / SCORE_NORMS, recipe.diffusion.num_timesteps, step)
 
 
 def _abstract(recipe: Recipe) -> Any:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax import Array
 
-from unclip_jax.diffusion.schedule import make_schedule
 from unclip_jax.models.clip import CLIP, CLIPConfig
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.text import text_mask
@@ -16,6 +15,7 @@ from unclip_jax.training.objectives import Metrics, Objective, Params
 from unclip_jax.training.objectives.conditions import drop_captions, image_embedding, to_float
 from unclip_jax.training.objectives.denoising import denoising_loss
 from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.run import training_chain
 
 
 def make_decoder_objective(
@@ -26,7 +26,7 @@ def make_decoder_objective(
     Arguments as `make_prior_objective`.
     """
     model, clip = Decoder(recipe.model), CLIP(clip_config)
-    schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.num_timesteps)
+    schedule = training_chain(recipe.diffusion)
 
     def objective(
         params: Params, frozen: Params, batch: dict[str, Array], key: Array
@@ -36,7 +36,9 @@ def make_decoder_objective(
         tokens = drop_captions(text_key, recipe.text_drop, batch["tokens"], empty_tokens)
         keep = 1 - recipe.embedding_drop
         has_embedding = jax.random.bernoulli(embedding_key, keep, x0.shape[:1])
-        embedding = image_embedding(clip, frozen, batch)
+        embedding = None
+        if recipe.model.embedding_width is not None:
+            embedding = image_embedding(clip, frozen, batch)
 
         def predict(xt: Array, t: Array) -> Array:
             output: Any = model.apply(

@@ -37,6 +37,7 @@ def denoising_loss(
         noise,
         prediction=diffusion.prediction,
         variance=diffusion.variance,
+        weighting=diffusion.weighting,
     )
     if diffusion.variance == "learned_range":
         output, _ = split_variance(output)

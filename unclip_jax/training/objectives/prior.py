@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unclip_jax.diffusion.schedule import make_schedule
 from unclip_jax.models.clip import CLIP, CLIPConfig, normalize
 from unclip_jax.models.prior import DiffusionPrior
 from unclip_jax.models.text import text_mask
@@ -17,6 +16,7 @@ from unclip_jax.training.objectives import Metrics, Objective, Params
 from unclip_jax.training.objectives.conditions import drop_captions, image_embedding
 from unclip_jax.training.objectives.denoising import denoising_loss
 from unclip_jax.training.recipes.prior import PriorRecipe
+from unclip_jax.training.recipes.run import training_chain
 
 
 def make_prior_objective(
@@ -29,7 +29,7 @@ def make_prior_objective(
         empty_tokens: [L] int32, the empty caption, which stands for a dropped one.
     """
     model, clip = DiffusionPrior(recipe.model), CLIP(clip_config)
-    schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.num_timesteps)
+    schedule = training_chain(recipe.diffusion)
 
     def objective(
         params: Params, frozen: Params, batch: dict[str, Array], key: Array

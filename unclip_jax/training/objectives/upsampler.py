@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from unclip_jax.diffusion.schedule import make_schedule
 from unclip_jax.models.upsampler import Upsampler
 from unclip_jax.training.degradations.low_resolution import (
     augment,
@@ -17,6 +17,7 @@ from unclip_jax.training.degradations.low_resolution import (
 from unclip_jax.training.objectives import Metrics, Objective, Params
 from unclip_jax.training.objectives.conditions import to_float
 from unclip_jax.training.objectives.denoising import denoising_loss
+from unclip_jax.training.recipes.run import training_chain
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 
 
@@ -24,13 +25,14 @@ def make_upsampler_objective(recipe: UpsamplerRecipe) -> Objective:
     """The diffusion loss on random crops, given the spoiled small picture (Ramesh et al. 2022,
     section 2.1). There is nothing frozen, and the captions are not read."""
     model = Upsampler(recipe.model)
-    schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.num_timesteps)
+    schedule = training_chain(recipe.diffusion)
 
     def objective(
         params: Params, frozen: Params, batch: dict[str, Array], key: Array
     ) -> tuple[Array, Metrics]:
         keys = jax.random.split(key, 6)
-        x0 = to_float(random_crop(keys[0], batch["image"], recipe.crop_size))
+        images = jnp.repeat(batch["image"], recipe.crops, axis=0)
+        x0 = to_float(random_crop(keys[0], images, recipe.crop_size))
         low_res, level = make_low_resolution(keys[1], x0, recipe.degradation), None
         if recipe.model.has_augmentation:
             highest = recipe.model.max_augmentation

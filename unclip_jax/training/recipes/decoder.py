@@ -14,7 +14,8 @@ class DecoderRecipe(Run):
     """Train the 64 x 64 decoder on a frozen CLIP (Ramesh et al. 2022, section 2.1)."""
 
     clip: str = "emoji"
-    """The CLIP it works for: a run folder, an exported folder, or a shipped model's name."""
+    """The CLIP it works for: a run folder, an exported folder, or a shipped model's name. A decoder
+    without embeddings takes the tokenizer alone from it."""
     model: DecoderConfig = DecoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig(prediction="eps", variance="learned_range")
     embedding_drop: float = 0.1

@@ -7,6 +7,8 @@ from typing import Literal
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, MeshConfig, OptimConfig
 from unclip_jax.diffusion.process import Prediction, Variance
+from unclip_jax.diffusion.schedule import Schedule, make_schedule, zero_terminal_snr
+from unclip_jax.diffusion.weighting import LossWeighting
 from unclip_jax.errors import UserError
 
 
@@ -18,10 +20,30 @@ class DiffusionConfig:
     num_timesteps: int = 1000
     prediction: Prediction = "eps"
     variance: Variance = "fixed_small"
+    weighting: LossWeighting = LossWeighting()
+    """How much each noise level counts in the loss; the paper weights the error of eps evenly."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that its last step is pure noise, in training and in sampling (Lin et
+    al. 2023); needs prediction x0 or v."""
 
     def __post_init__(self) -> None:
         if self.num_timesteps < 2:
             raise UserError(f"diffusion.num_timesteps is {self.num_timesteps}: give 2 or more")
+        if self.zero_terminal_snr and self.prediction == "eps":
+            raise UserError(
+                "diffusion.zero_terminal_snr needs diffusion.prediction x0 or v: from eps no "
+                "picture follows where no signal is left"
+            )
+
+
+def training_chain(diffusion: DiffusionConfig) -> Schedule:
+    """All timesteps of the forward process: what training draws from and sampling takes steps of.
+
+    Raises:
+        UserError: too few timesteps for a linear schedule.
+    """
+    chain = make_schedule(diffusion.schedule, diffusion.num_timesteps)
+    return zero_terminal_snr(chain) if diffusion.zero_terminal_snr else chain
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,16 @@ class UpsamplerRecipe(Run):
     """What is done to the small picture."""
     crop_fraction: float = 0.25
     """Side of the training crop, as a share of the picture's; 1 trains on whole pictures."""
+    crops: int = 1
+    """Random crops of each picture. Reading a picture of 1024 × 1024 costs more than a small
+    network's step on a crop of it; the paper, at its size, has no need of more than one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.crop_fraction <= 1:
             raise UserError(f"crop_fraction is {self.crop_fraction}: give a share above 0 up to 1")
+        if self.crops < 1:
+            raise UserError(f"crops is {self.crops}: give 1 or more a picture")
         size = self.data.image_size
         if self.model.unet.image_size != size:
             raise UserError(

@@ -1,0 +1,95 @@
+"""A model as a folder: which stages there are, which fit together, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.config import from_dict
+from unclip_jax.errors import UserError
+from unclip_jax.generation.sampling import SamplingConfig
+from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
+from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
+from unclip_jax.training.recipes.classifier import ClassifierRecipe
+from unclip_jax.training.recipes.clip import CLIPRecipe
+from unclip_jax.training.recipes.decoder import DecoderRecipe
+from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
+from unclip_jax.training.recipes.prior import PriorRecipe
+from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
+from unclip_jax.training.weights import SHIPPED, Stage, load_stage, missing_model, shipped_model
+
+STAGES: dict[str, type] = {
+    "clip": CLIPRecipe,
+    "prior": PriorRecipe,
+    "ar_prior": ARPriorRecipe,
+    "linear_prior": LinearPriorRecipe,
+    "one_step_prior": OneStepPriorRecipe,
+    "decoder": DecoderRecipe,
+    "noised_clip": NoisedCLIPRecipe,
+    "classifier": ClassifierRecipe,
+    "upsampler_256": UpsamplerRecipe,
+    "upsampler_1024": UpsamplerRecipe,
+}
+"""What a model may consist of: the name of a stage's folder, and the recipe it was trained by."""
+ALONE = ("noised_clip", "classifier", "upsampler_256", "upsampler_1024")
+"""Stages that are not trained for a CLIP."""
+
+
+def check_stages(stages: dict[str, Stage]) -> None:
+    """UserError unless every stage is of its kind and was trained for the same CLIP."""
+    if "clip" not in stages:
+        raise UserError("a model needs its clip stage: name its folder or run as clip")
+    clip_id = stages["clip"].clip_id
+    for name, stage in stages.items():
+        if name not in STAGES:
+            raise UserError(f"stage {name!r} is unknown: give {', '.join(STAGES)}")
+        if not isinstance(stage.recipe, STAGES[name]):
+            raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
+        if isinstance(stage.recipe, UpsamplerRecipe):
+            if name != f"upsampler_{stage.recipe.data.image_size}":
+                raise UserError(
+                    f"the {name} given was trained for {stage.recipe.data.image_size} pixels"
+                )
+        elif name not in ALONE and stage.clip_id != clip_id:
+            raise UserError(
+                f"the {name} was trained for CLIP {stage.clip_id}, not for this one "
+                f"({clip_id}): load the stages of one model together"
+            )
+
+
+def read_model(source: str | Path | dict[str, Any]) -> tuple[dict[str, Stage], SamplingConfig]:
+    """The stages of a shipped model by name, of a folder with a folder a stage, or {stage: folder}.
+
+    Raises:
+        UserError: nothing there, or a file that cannot be read.
+    """
+    sampling = SamplingConfig()
+    if isinstance(source, dict):
+        odd = sorted(set(source) - set(STAGES))
+        if odd:
+            raise UserError(f"stage {odd[0]!r} is unknown: give {', '.join(STAGES)}")
+        folders = {stage: Path(path) for stage, path in source.items()}
+    else:
+        root = _find_model(source)
+        folders = {stage: root / stage for stage in STAGES if (root / stage).is_dir()}
+        if (root / "sampling.json").exists():
+            data = json.loads((root / "sampling.json").read_text(encoding="utf-8"))
+            sampling = from_dict(SamplingConfig, data, "sampling.json: ")
+    if "clip" not in folders:
+        raise UserError(f"{source} has no clip stage: give a folder with clip/")
+    return {stage: load_stage(folder) for stage, folder in folders.items()}, sampling
+
+
+def _find_model(source: str | Path) -> Path:
+    """The folder of a shipped model, or the given one."""
+    shipped = shipped_model(source)
+    if shipped is not None and not shipped.is_dir():
+        raise UserError(missing_model(str(source)))
+    folder = shipped or Path(source).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"model {source} is neither a folder nor shipped: give a folder with clip/, prior/ and "
+            f"decoder/, or one of {', '.join(SHIPPED)}"
+        )
+    return folder
