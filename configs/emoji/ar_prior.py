@@ -15,7 +15,7 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 
 config = ARPriorRecipe(
-    steps=1200,
+    steps=800,
     batch_size=64,
     ema_decay=0.997,
     clip="emoji",
@@ -23,17 +23,18 @@ config = ARPriorRecipe(
         embedding_width=128,
         text_width=128,
         context_length=24,
-        components=64,
+        components=80,
         buckets=256,
         dot_buckets=64,
         transformer=TransformerConfig(width=128, depth=4, heads=4),
     ),
-    fit=CodeConfig(components=64, buckets=256, dot_buckets=64),
+    fit=CodeConfig(components=80, buckets=256, dot_buckets=64),
     data=DataConfig(source="emoji", split="train", image_size=64),
     optim=OptimConfig(
-        learning_rate=1e-3,
+        optimizer="muon",
+        learning_rate=2e-3,
         schedule="cosine",
-        warmup_steps=100,
+        warmup_steps=50,
         b2=0.91,
         eps=1e-10,
         weight_decay=4e-2,

@@ -13,7 +13,7 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 
 config = NoisedCLIPRecipe(
-    steps=300,
+    steps=250,
     batch_size=256,
     ema_decay=0.99,
     model=NoisedCLIPConfig(

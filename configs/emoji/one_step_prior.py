@@ -11,7 +11,7 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipes.baseline_priors import OneStepPriorRecipe
 
 config = OneStepPriorRecipe(
-    steps=1000,
+    steps=700,
     batch_size=64,
     ema_decay=0.997,
     clip="emoji",
@@ -23,6 +23,6 @@ config = OneStepPriorRecipe(
     ),
     data=DataConfig(source="emoji", split="train", image_size=64),
     optim=OptimConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, weight_decay=6e-2),
-    checkpoint=CheckpointConfig(every=500, keep=2),
+    checkpoint=CheckpointConfig(every=350, keep=2),
     log=LogConfig(every=25),
 )

@@ -81,7 +81,9 @@ class Decoder(nn.Module):
         """
         c = self.config
         width = c.embedding_width
-        if width is not None:
+        if width is None:
+            embedding = None
+        else:
             assert embedding is not None and has_embedding is not None
             null = jnp.zeros(width)
             if c.null_embedding == "learned":
@@ -90,10 +92,10 @@ class Decoder(nn.Module):
 
         states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
         context, context_mask = states, text_mask if c.masks_padding else None
-        if width is not None:
+        if embedding is not None:
             context, context_mask = self.context(embedding, states, text_mask)
         time_condition = nn.Dense(c.unet.time_width, name="text_to_time")(pooled)
-        if width is not None:
+        if embedding is not None:
             time_condition += nn.Dense(c.unet.time_width, name="embedding_to_time")(embedding)
         return UNet(c.unet, name="unet")(x, t, time_condition, context, context_mask, train=train)
 

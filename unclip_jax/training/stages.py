@@ -53,7 +53,7 @@ def init_params(recipe: Recipe, key: Array) -> Any:
     return make_module(recipe).init(key, *_example_inputs(recipe))["params"]
 
 
-def _example_inputs(recipe: Recipe) -> tuple[Array, ...]:
+def _example_inputs(recipe: Recipe) -> tuple[Array | None, ...]:
     """Zeros of the shapes that the module takes, one row."""
     if isinstance(recipe, CLIPRecipe):
         size = recipe.model.image_size

@@ -24,7 +24,7 @@ def make_ar_prior_objective(
     """Cross-entropy of the codes (Ramesh et al. 2022, section 2.2).
 
     A dropped row has the empty caption, a zero text embedding and no dot product, as
-    `models.code_sampling.sample_codes` has in its unconditional branch.
+    `generation.code_sampling.sample_codes` has in its unconditional branch.
 
     Args:
         clip_config: of the frozen CLIP; `frozen` is (its weights, the fitted `EmbeddingCodes`).
