@@ -33,7 +33,7 @@ config = UpsamplerRecipe(
     ),
     diffusion=DiffusionConfig(schedule="linear", prediction="x0", variance="fixed_small"),
     degradation=DegradationConfig(kind="bsr"),
-    crops=4,
+    crops=2,
     data=DataConfig(source="emoji", split="train", image_size=1024),
     optim=OptimConfig(optimizer="muon", learning_rate=2e-3, schedule="cosine", warmup_steps=50),
     checkpoint=CheckpointConfig(every=250, keep=2),

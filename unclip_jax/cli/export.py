@@ -41,15 +41,18 @@ class ExportOptions:
     """Folder of the model; stages that it has already are replaced."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the stored weights."""
-    prior_steps: int = 64
-    """Default denoising steps of the prior."""
-    prior_guidance: float = 1.0
+    prior_steps: int | None = None
+    """Default denoising steps of the prior. What is not given stays as the folder has it; a new one
+    gets the package's defaults."""
+    prior_guidance: float | None = None
     """Default guidance scale of the prior."""
-    steps: int = 50
-    """Default denoising steps of the decoder (DDIM)."""
-    guidance: float = 3.0
+    steps: int | None = None
+    """Default denoising steps of the decoder."""
+    guidance: float | None = None
     """Default guidance scale of the decoder."""
-    batch_size: int = 8
+    upsample_steps: int | None = None
+    """Default denoising steps of each upsampler."""
+    batch_size: int | None = None
     """Default pictures a device and call."""
 
 
@@ -60,12 +63,9 @@ def main(arguments: Sequence[str]) -> int:
 
     prepare_jax()
     from unclip_jax.config import to_dict
-    from unclip_jax.diffusion.samplers import SamplerConfig
-    from unclip_jax.generation.model_folder import ALONE, STAGES
-    from unclip_jax.generation.sampling import SamplingConfig
+    from unclip_jax.generation.model_folder import ALONE, STAGES, read_sampling
     from unclip_jax.training.recipe import stage_of
     from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
-    from unclip_jax.training.score_norms import FILE as SCORE_NORMS
     from unclip_jax.training.weights import load_stage, save_stage
 
     named = {name: path for name in STAGES if (path := getattr(options, name)) is not None}
@@ -90,21 +90,32 @@ def main(arguments: Sequence[str]) -> int:
         save_stage(replace(stage, recipe=recipe), out / name, options.dtype)
         size = (out / name / "model.safetensors").stat().st_size / 1e6
         print(f"{name}: step {stage.step}, {size:.1f} MB in {out / name}")
-    default = SamplingConfig()
-    sampling = SamplingConfig(
-        prior=SamplerConfig(
-            method=default.prior.method,
-            # Also those of a prior that was exported into this folder before.
-            variance="analytic" if (out / "prior" / SCORE_NORMS).is_file() else "trained",
-            num_steps=options.prior_steps,
-            thresholding="none",
-            guidance_scale=options.prior_guidance,
-        ),
-        decoder=SamplerConfig(
-            method="ddim", num_steps=options.steps, guidance_scale=options.guidance
-        ),
-        batch_size=options.batch_size,
-    )
+    sampling = _sampling(options, read_sampling(out), stages)
     text = json.dumps(to_dict(sampling), indent=1) + "\n"
     (out / "sampling.json").write_text(text, encoding="utf-8")
     return 0
+
+
+def _sampling(options: ExportOptions, old: Any, stages: dict[str, Any]) -> Any:
+    """`old` with what the command line and the new stages say on top."""
+
+    def changed(config: Any, **values: Any) -> Any:
+        return replace(config, **{name: v for name, v in values.items() if v is not None})
+
+    variance = None
+    if "prior" in stages:
+        variance = "trained" if stages["prior"].score_norms is None else "analytic"
+    upsampling = {"num_steps": options.upsample_steps}
+    return changed(
+        old,
+        prior=changed(
+            old.prior,
+            variance=variance,
+            num_steps=options.prior_steps,
+            guidance_scale=options.prior_guidance,
+        ),
+        decoder=changed(old.decoder, num_steps=options.steps, guidance_scale=options.guidance),
+        upsampler_256=changed(old.upsampler_256, **upsampling),
+        upsampler_1024=changed(old.upsampler_1024, **upsampling),
+        batch_size=options.batch_size,
+    )

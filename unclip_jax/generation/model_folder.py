@@ -73,12 +73,26 @@ def read_model(source: str | Path | dict[str, Any]) -> tuple[dict[str, Stage], S
     else:
         root = _find_model(source)
         folders = {stage: root / stage for stage in STAGES if (root / stage).is_dir()}
-        if (root / "sampling.json").exists():
-            data = json.loads((root / "sampling.json").read_text(encoding="utf-8"))
-            sampling = from_dict(SamplingConfig, data, "sampling.json: ")
+        sampling = read_sampling(root)
     if "clip" not in folders:
         raise UserError(f"{source} has no clip stage: give a folder with clip/")
     return {stage: load_stage(folder) for stage, folder in folders.items()}, sampling
+
+
+def read_sampling(folder: Path) -> SamplingConfig:
+    """The folder's sampling.json, or the defaults where it has none.
+
+    Raises:
+        UserError: the file cannot be read, or says what no sampler knows.
+    """
+    path = folder / "sampling.json"
+    if not path.exists():
+        return SamplingConfig()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore the file") from error
+    return from_dict(SamplingConfig, data, "sampling.json: ")
 
 
 def _find_model(source: str | Path) -> Path:

@@ -10,8 +10,8 @@ One table of code embeddings serves every component and the learned positions te
 code is a place within its component's range, whatever the component, and a table for each of 319
 components would hold two thirds as many parameters as the transformer.
 
-For sampling (`generation/code_sampling.py`) keys and values are kept as arrays: `prefill` reads the prefix,
-`decode_step` adds one code.
+For sampling (`generation/code_sampling.py`) keys and values are kept as arrays: `prefill` reads the
+prefix, `decode_step` adds one code.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def make_low_resolution(key: Array, crop: Array, config: DegradationConfig) -> A
     """
     keys = _row_keys(key, crop.shape[0])
     if config.kind == "bsr":
-        return jax.vmap(bsr_light)(keys, crop)
+        return _bsr_rows(keys, crop)
     small = downsample(crop, FACTOR, config.downsampling)
     if config.kind == "none":
         return small
@@ -178,3 +178,12 @@ def augment(low_res: Array, level: Array, noise: Array) -> Array:
 
 def _row_keys(key: Array, rows: int) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def _bsr_rows(keys: Array, crop: Array) -> Array:
+    """`bsr_light` of each row. Rows draw different operations: side by side each computes all of
+    them and keeps one, in turn only its own. On two CPU cores 16 crops of 256 pixels take 3.7 s
+    side by side and 0.65 s in turn; an accelerator has the room and not the patience."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda row: bsr_light(*row), (keys, crop))
+    return jax.vmap(bsr_light)(keys, crop)
