@@ -14,7 +14,7 @@ from unclip_jax.training.recipes.run import DiffusionConfig
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 
 config = UpsamplerRecipe(
-    steps=500,
+    steps=600,
     batch_size=4,
     ema_decay=0.997,
     model=UpsamplerConfig(
@@ -32,7 +32,7 @@ config = UpsamplerRecipe(
         )
     ),
     diffusion=DiffusionConfig(schedule="linear", prediction="x0", variance="fixed_small"),
-    degradation=DegradationConfig(kind="bsr"),
+    degradation=DegradationConfig(kind="bsr", bsr_share=0.4),
     crops=2,
     data=DataConfig(source="emoji", split="train", image_size=1024),
     optim=OptimConfig(optimizer="muon", learning_rate=2e-3, schedule="cosine", warmup_steps=50),

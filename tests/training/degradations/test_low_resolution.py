@@ -174,6 +174,18 @@ def test_bsr_gets_each_picture_and_a_key_of_its_own(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(two, low[:2])
 
 
+def test_bsr_reaches_its_share_of_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_resolution, "bsr_light", lambda key, image: image[::4, ::4] * 0 + 9)
+    crop = jnp.asarray(pictures(200, 16))
+    small = np.asarray(make_low_resolution(KEY, crop, DegradationConfig("none")))
+    for share in (0.0, 0.3, 1.0):
+        config = DegradationConfig("bsr", bsr_share=share)
+        low = np.asarray(make_low_resolution(KEY, crop, config))
+        is_degraded = (low == 9).all(axis=(1, 2, 3))
+        assert np.mean(is_degraded) == pytest.approx(share, abs=0.09 if share == 0.3 else 0)
+        np.testing.assert_allclose(low[~is_degraded], small[~is_degraded], atol=1e-6)
+
+
 # -- noise-conditioning augmentation
 
 
@@ -199,6 +211,7 @@ def test_augmentation_keeps_the_variance_and_ends_in_noise() -> None:
         {"blur_sigma": (1.0,)},
         {"blur_side": 4},
         {"blur_share": 1.5},
+        {"bsr_share": -0.1},
     ],
 )
 def test_config_names_what_is_wrong(change: dict) -> None:

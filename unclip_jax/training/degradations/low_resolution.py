@@ -31,8 +31,8 @@ class DegradationConfig:
     kind: Literal["none", "blur", "bsr"] = "blur"
     """none only makes it small; blur is the paper's 64 → 256, bsr its 256 → 1024."""
     downsampling: Downsampling = "area"
-    """The filter of `none` and `blur`: means of 4 × 4 pixels, or the antialiased cubic. bsr draws
-    its own filters."""
+    """The filter of pictures that are only made small, and before a blur: means of 4 × 4 pixels, or
+    the antialiased cubic. bsr draws its own filters."""
     blur_side: int = 3
     """Taps of the blur."""
     blur_sigma: tuple[float, float] = (0.6, 0.6)
@@ -40,6 +40,10 @@ class DegradationConfig:
     blur_share: float = 0.5
     """Share of the small pictures that are blurred. The paper says "slightly corrupt" and gives no
     share; 1 teaches the network to sharpen every picture, also one that is sharp."""
+    bsr_share: float = 1.0
+    """Share of the small pictures that bsr degrades; the others are only made small. The paper
+    degrades and gives no share; a network that never saw a clean picture draws halos around the
+    edges of one."""
 
     def __post_init__(self) -> None:
         low, high = self.blur_sigma if len(self.blur_sigma) == 2 else (0, 0)
@@ -49,8 +53,9 @@ class DegradationConfig:
             )
         if self.blur_side < 1 or self.blur_side % 2 == 0:
             raise UserError(f"blur_side is {self.blur_side}: give an odd number")
-        if not 0 <= self.blur_share <= 1:
-            raise UserError(f"blur_share is {self.blur_share}: give a share between 0 and 1")
+        for name in ("blur_share", "bsr_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give a share between 0 and 1")
 
 
 def random_crop(key: Array, images: Array, size: int) -> Array:
@@ -89,11 +94,17 @@ def make_low_resolution(key: Array, crop: Array, config: DegradationConfig) -> A
         UserError: sides that are not divisible by 4.
     """
     keys = _row_keys(key, crop.shape[0])
-    if config.kind == "bsr":
+    if config.kind == "bsr" and config.bsr_share == 1:
         return _bsr_rows(keys, crop)
     small = downsample(crop, FACTOR, config.downsampling)
     if config.kind == "none":
         return small
+    if config.kind == "bsr":
+        share_key, key = jax.random.split(key)
+        share_keys = _row_keys(share_key, crop.shape[0])
+        is_degraded = jax.vmap(lambda key: jax.random.bernoulli(key, config.bsr_share))(share_keys)
+        degraded = _bsr_rows(_row_keys(key, crop.shape[0]), crop)
+        return jnp.where(is_degraded[:, None, None, None], degraded, small)
 
     def draw(key: Array) -> tuple[Array, Array]:
         sigma_key, share_key = jax.random.split(key)
