@@ -4,7 +4,8 @@
 
 Six in ten captions name the style; the other pictures of a batch are not learned from.
 
-Steps, width and learning rate are a first guess: no run of this size was made yet.
+Three minutes on two busy CPU cores (160 pictures a second). `accuracy` in metrics.jsonl, over all
+noise levels, ends near 0.7 of four styles.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

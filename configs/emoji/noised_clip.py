@@ -13,7 +13,7 @@ from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 
 config = NoisedCLIPRecipe(
-    steps=250,
+    steps=120,
     batch_size=256,
     ema_decay=0.99,
     model=NoisedCLIPConfig(
@@ -32,11 +32,11 @@ config = NoisedCLIPRecipe(
     optim=OptimConfig(
         learning_rate=1e-3,
         schedule="cosine",
-        warmup_steps=50,
+        warmup_steps=20,
         b2=0.98,
         eps=1e-6,
         weight_decay=0.2,
     ),
-    checkpoint=CheckpointConfig(every=100, keep=2),
+    checkpoint=CheckpointConfig(every=60, keep=2),
     log=LogConfig(every=10),
 )

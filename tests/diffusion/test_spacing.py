@@ -69,23 +69,24 @@ def test_log_snr_steps_are_increasing_timesteps(name: str, count: int) -> None:
     assert count == 1 or steps[0] == 0
 
 
-@pytest.mark.parametrize(("name", "last"), [("cosine", 995), ("linear", 999)])
-def test_log_snr_steps_are_as_even_as_timesteps_allow(name: str, last: int) -> None:
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_log_snr_steps_are_as_even_as_timesteps_allow(name: str) -> None:
     """No level is farther from its place on the line than the timestep's neighbours are."""
     schedule = make_schedule(name)  # type: ignore[arg-type]
-    steps = log_snr_timesteps(schedule, 20)
-    assert steps[-1] == last
+    first, *steps, last = log_snr_timesteps(schedule, 20)
+    assert (first, last) == (0, 999)
     levels = np.log(schedule.alphas_bar / (1 - schedule.alphas_bar)) / 2
-    even = np.linspace(levels[0], max(levels[-1], -5.1), 20)
+    even = np.linspace(3.5, -4.5, 18)
     for step, wanted in zip(steps, even, strict=True):
         around = levels[max(step - 1, 0) : step + 2]
         assert np.abs(levels[step] - wanted) == np.abs(around - wanted).min()
 
 
-def test_log_snr_steps_leave_out_a_last_step_without_signal() -> None:
+def test_log_snr_steps_start_where_no_signal_is() -> None:
     schedule = zero_terminal_snr(make_schedule("cosine"))
     steps = log_snr_timesteps(schedule, 20)
-    assert np.all(np.diff(steps) > 0) and steps[-1] < 999
+    assert np.all(np.diff(steps) > 0) and steps[-1] == 999
+    assert schedule.alphas_bar[steps[-1]] == 0 and schedule.log_snr[steps[-2]] > -5
 
 
 @pytest.mark.parametrize("count", [0, -1, 1001])

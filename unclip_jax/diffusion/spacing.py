@@ -9,8 +9,8 @@ import numpy as np
 from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.errors import UserError
 
-# The lambda at which cosine chains are cut (abar 3.7e-5): of the 4.8 below it, 3.5 are one step.
-_LOWEST_LOG_SNR = -5.1
+# Timesteps of `log_snr_timesteps` lie evenly between these lambda, and at the chain's two ends.
+_LOG_SNR_WINDOW = (-4.5, 3.5)
 
 
 def spaced_timesteps(num_timesteps: int, spec: int | str | Sequence[int]) -> np.ndarray:
@@ -81,27 +81,32 @@ def _count(text: str, spec: str) -> int:
 
 
 def log_snr_timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
-    """Steps at even distances of the log signal-to-noise ratio (DPM-Solver, Lu et al. 2022).
+    """Both ends, and between them even distances of the log signal-to-noise ratio (DPM-Solver, Lu
+    et al. 2022).
 
-    From lambda at t = 0 down to its last value or -5.1, whichever is larger: a cosine chain ends at
-    -9.9, but most of the rest is one jump between two timesteps. Each level takes the nearest
+    Evenly from lambda = 3.5 to -4.5: a cosine chain goes on to 5 and -9.9, but there a few
+    timesteps have most of the way. The ends stay: without the noisiest timestep a chain starts
+    where data already has a mean, and a white background is lost. Each level takes the nearest
     timestep that is free.
 
     Args:
         schedule: the training chain, N steps.
         num_steps: 1 to N; 1 is the noisiest alone.
     Returns:
-        int32 [num_steps], increasing; the last one is 995 of a cosine chain of 1000.
+        int32 [num_steps], increasing, from 0 to N - 1.
     Raises:
         UserError: a number that is not in that range.
     """
     total = len(schedule)
     if not 1 <= num_steps <= total:
         raise UserError(f"num_steps is {num_steps}: give 1 to {total}, the timesteps there are")
+    if num_steps == 1:
+        return np.array([total - 1], np.int32)
     levels = schedule.log_snr
-    lowest = max(levels[-1], _LOWEST_LOG_SNR)
-    wanted = np.linspace(levels[0], lowest, num_steps) if num_steps > 1 else np.array([lowest])
-    nearest = np.abs(levels[:, None] - wanted).argmin(axis=0)
+    low, high = max(levels[-1], _LOG_SNR_WINDOW[0]), min(levels[0], _LOG_SNR_WINDOW[1])
+    wanted = np.linspace(high, low, num_steps - 2)
+    inside = np.abs(levels[:, None] - wanted).argmin(axis=0)
+    nearest = np.concatenate([[0], inside, [total - 1]])
     order = np.arange(num_steps)
     # Where several share a timestep, the later ones move up, and down again at the chain's end.
     moved_up = np.maximum.accumulate(nearest - order) + order
