@@ -5,9 +5,9 @@
 The codes are fitted on the training pictures when the run begins. `accuracy` in metrics.jsonl is
 the share of codes that are guessed exactly, of 256 values each.
 
-80 of 128 components and 256 buckets each lose less than 1 % of the embeddings, also of pictures that
-were held out (tests/training/test_emoji_codes.py). Muon: 800 steps in about 15 minutes on two busy
-CPU cores; benchmarks/priors.py has what came of it.
+80 of 128 components and 256 buckets each lose less than 1 % of the embeddings, also of pictures
+that were held out (tests/training/test_emoji_codes.py). About 15 minutes on two busy CPU cores;
+benchmarks/priors.py has what came of it.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

@@ -2,8 +2,8 @@
 
 python train.py configs/emoji/one_step_prior.py --workdir runs/one_step_prior --clip runs/clip
 
-Five minutes on two busy CPU cores (180 pictures a second). benchmarks/priors.py: as near to the true
-embeddings as the linear prior, and its draws for one caption hardly differ.
+Five minutes on two busy CPU cores (180 pictures a second). benchmarks/priors.py: as near to the
+true embeddings as the linear prior, and its draws for one caption hardly differ.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
