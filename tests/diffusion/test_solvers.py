@@ -143,7 +143,7 @@ def test_orders_of_the_steps() -> None:
     assert list(even) == [1, 1, *[2] * 17, 1]
     options = {"method": "dpm_solver", "spacing": "log_snr"}
     log = orders(sampling_schedule(COSINE, SamplerConfig(num_steps=20, **options)))  # type: ignore[arg-type]
-    assert list(log) == [1, *[2] * 18, 1]
+    assert list(log) == [1, 1, *[2] * 17, 1]
     short = orders(sampling_schedule(COSINE, SamplerConfig(num_steps=14, **options)))  # type: ignore[arg-type]
     assert list(short) == [1, 1, *[2] * 11, 1]
     for steps in (1, 2):
