@@ -4,8 +4,8 @@
 
 From the same initial noises and conditions, unguided: the RMSE of each sampler's pictures to those
 of DDIM with `reference-steps` steps, over all and of the median picture, in units of the pixel
-range [-1, 1]. Then DDIM inversion of
-pictures that were held out, followed by DDIM: PSNR of the reconstruction in dB.
+range [-1, 1]. Then DDIM inversion of pictures that were held out, followed by DDIM: PSNR of the
+reconstruction in dB.
 """
 
 from __future__ import annotations
