@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,9 @@ COUNTS = (
     "batch_size",
     "tile",
 )
+
+STEPS = re.compile(r"fast27|ddim[0-9]+|[0-9]+(,[0-9]+)*")
+"""How steps are written that are more than a number."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,14 @@ class TextOptions:
     def __post_init__(self) -> None:
         for name in COUNTS:
             value = getattr(self, name)
+            flag = "--" + name.replace("_", "-")
             if isinstance(value, int) and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+                raise UserError(f"{flag} is {value}: give 1 or more")
+            if isinstance(value, str) and not STEPS.fullmatch(value):
+                raise UserError(
+                    f"{flag} is {value!r}: give a number, 'fast27', 'ddim50', or numbers a section "
+                    "such as '10,10,3,2,2'"
+                )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
 
