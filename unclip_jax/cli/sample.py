@@ -56,7 +56,8 @@ class TextOptions:
     eta: float | None = None
     """Noise that ddim draws: 0 none, 1 as much as ddpm."""
     spacing: Literal["respaced", "log_snr"] | None = None
-    """Where a number of steps lies: evenly in time, or evenly in log signal-to-noise ratio."""
+    """Where a number of steps lies: evenly in time, or evenly in log signal-to-noise ratio, which
+    --sampler dpm_solver and unipc take by themselves."""
     guidance: float | None = None
     """Guidance scale of the decoder: 1 follows the model, more follows the prompt harder."""
     guidance_rescale: float | None = None
@@ -202,6 +203,10 @@ def _sampling(options: TextOptions, default: Any) -> Any:
     def changed(config: Any, **values: Any) -> Any:
         return replace(config, **{name: v for name, v in values.items() if v is not None})
 
+    spacing = options.spacing
+    if spacing is None and options.sampler in ("dpm_solver", "unipc"):
+        steps = options.steps or default.decoder.num_steps
+        spacing = "log_snr" if isinstance(steps, int) else "respaced"
     upsampling = {"num_steps": options.upsample_steps, "start_scale": options.upsample_noise}
     return changed(
         default,
@@ -227,7 +232,7 @@ def _sampling(options: TextOptions, default: Any) -> Any:
             method=options.sampler,
             num_steps=options.steps,
             eta=options.eta,
-            spacing=options.spacing,
+            spacing=spacing,
             thresholding=options.thresholding,
             guidance_scale=options.guidance,
             guidance_rescale=options.guidance_rescale,
