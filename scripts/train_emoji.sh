@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From the SVG sources to the shipped model, no step by hand: CLIP, the priors, decoder, upsamplers,
-# export.
+# From the SVG sources to a model like the shipped one, no step by hand: CLIP, the priors, decoder,
+# upsamplers, export.
 #
 #   scripts/train_emoji.sh [RUNS] [MODEL]     defaults: runs, unclip_jax/assets/models/emoji
 #
-# Killed and started again, it continues. About two and a half hours on two CPU cores, of which 20
-# minutes draw the pictures at 1024 pixels.
+# Killed and started again, it continues. The recipes say what each stage took; drawing the pictures
+# at 1024 pixels takes another 40 minutes of one CPU core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs}

@@ -4,7 +4,8 @@
 
 The first run draws all training pictures at 1024 pixels, 40 minutes of one CPU core. Two crops of
 each of 4 pictures a step; 1.2 s a step on two CPU cores. Only four in ten small pictures are
-degraded: a first run with all of them drew halos around the edges of clean ones.
+degraded: a first run with all of them drew halos around the edges of clean ones. Not run to its
+end yet: after 1,300 steps, 12 held-out pictures had 33.5 dB PSNR, and bicubic's 33.8.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
@@ -15,7 +16,7 @@ from unclip_jax.training.recipes.run import DiffusionConfig
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 
 config = UpsamplerRecipe(
-    steps=600,
+    steps=2400,
     batch_size=4,
     ema_decay=0.997,
     model=UpsamplerConfig(

@@ -5,9 +5,8 @@
 The first run draws all training pictures at 256 pixels, two minutes. Half an hour on two busy CPU
 cores (25 crops a second); benchmarks/upsamplers.py has what came of it.
 
-It predicts x_0: after 300 steps its pictures were 27.5 dB from the truth, 0.5 more than bicubic's,
-and those of a network that predicts v 16.6 dB. A patch of 4 × 4 pixels has 48 numbers of noise,
-which v asks 64 channels to pass on, and x_0 does not.
+It predicts x_0: after 300 steps, 16 held-out pictures had 27.5 dB PSNR, bicubic's 27.0, and those
+of a network that predicts v 16.6.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig

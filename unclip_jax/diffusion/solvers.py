@@ -18,7 +18,7 @@ same cost: one call of the network a step.
 
 Steps that have nothing to look back on are of order 1 (DDIM): the first; the one into t = 0 in
 chains of fewer than 15 steps; and any that is more than twice as long as the one before, because
-that extrapolates too far. The step into t = 0 is such a one, with evenly spaced timesteps: for
+that extrapolates too far. The step into t = 0 is such a one. With evenly spaced timesteps, for
 N(0.7, 0.5^2) and 20 steps of a cosine chain, order 2 there makes the deviation wrong by 10 %, order
 1 by 0.3 %. The prediction at t = 0 is the sample.
 """
