@@ -47,7 +47,8 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        lines = [*error.details, f"error: {' '.join(str(error).split())}"]
+        print("\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
