@@ -84,10 +84,10 @@ def test_a_file_of_prompts(readme: str, folder: Path) -> None:
 def test_large_pictures_and_other_priors(readme: str, folder: Path) -> None:
     start = 'python sample.py text "a red apple, 3d style" '
     few = " --num-images 1 --steps 2 --prior-steps 2"
-    _run(folder, _one(readme, start + "--num-images 1 --upsample 256") + few)
+    _run(folder, _one(readme, start + "--num-images 1 --upsample 1024") + few)
     (picture,) = (folder / "large").glob("0*.png")
     with Image.open(picture) as opened:
-        assert opened.size == (256, 256)
+        assert opened.size == (1024, 1024)
     _run(folder, _one(readme, start + "--prior ar") + few)
     _run(folder, _one(readme, start + "--prior ar").replace("--prior ar", "--prior none") + few)
     _run(folder, _one(readme, start + "--sampler dpm_solver") + " --num-images 1")
