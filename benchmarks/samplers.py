@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.evaluation.pictures import load_pictures
+from unclip_jax.generation.captions import encode_caption
 from unclip_jax.generation.decoder import Condition, decode_embedding, invert_picture
 from unclip_jax.generation.keys import image_keys
 from unclip_jax.pipeline import UnCLIP
@@ -56,12 +57,15 @@ def main() -> None:
     unclip = UnCLIP.load(options.model)
     recipe: Any = unclip.stage("decoder").recipe
     params = unclip.stage("decoder").params
+    clip: Any = unclip.clip.recipe
     held_out = load_pictures("test_cells", recipe.model.unet.image_size, limit=options.rows)
     texts = held_out.captions
     condition = Condition(
         jnp.asarray(unclip.encode_image(held_out.images)),
-        jnp.asarray(unclip.tokenizer(texts)),
-        jnp.asarray(unclip.tokenizer([""])),
+        *(
+            encode_caption(clip.model, unclip.clip.params, jnp.asarray(unclip.tokenizer(given)))
+            for given in (texts, [""])
+        ),
     )
     keys = image_keys(0, range(len(texts)))
     shape = held_out.images.shape

@@ -39,6 +39,7 @@ SIDEWAYS = {
     ("pipeline", "generation"),
     ("pipeline", "samples"),
     ("editing", "pipeline"),
+    ("interop", "generation"),
     ("evaluation", "generation"),
     ("evaluation", "pipeline"),
 }

@@ -101,7 +101,7 @@ class UnCLIP:
         return self.clip.recipe.model
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """[N, E] float32, unit norm."""
+        """[N, E] float32, of unit norm unless the model's CLIP config says otherwise."""
 
         def run(params: Any, tokens: Array) -> Array:
             return encode_caption(self._clip_config, params["clip"], tokens).embedding
@@ -109,7 +109,7 @@ class UnCLIP:
         return self._batched("text", run, (self.tokenizer(texts),))
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
-        """[N, S, S, 3] uint8 of any side → [N, E] float32, unit norm."""
+        """[N, S, S, 3] uint8 of any side → [N, E] float32, as `encode_text`."""
 
         def run(params: Any, images: Array) -> Array:
             return encode_image(CLIP(self._clip_config), params["clip"], images)
@@ -122,11 +122,15 @@ class UnCLIP:
         keys: Array,
         sampling: SamplingConfig | None = None,
         prior: str = "diffusion",
+        *,
+        noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Image embeddings for captions, one a key: [N, E] float32, unit norm.
+        """Image embeddings for captions, one a key: [N, E] float32, as `encode_image`.
 
         Args:
             prior: one of `PRIORS`: diffusion, ar, linear or one_step.
+            noise: [N, steps, E] float32, a diffusion prior's noise in the order of drawing instead
+                of the keys' (see `diffusion.samplers.split_draws`); needs num_candidates 1.
         """
         how = sampling or self.sampling
         if prior not in PRIORS:
@@ -134,15 +138,19 @@ class UnCLIP:
         name = PRIORS[prior]
         stage, empty_tokens = self.stage(name), self.tokenizer([""])
         recipe: Any = stage.recipe
+        if noise is not None and (how.num_candidates != 1 or prior != "diffusion"):
+            raise UserError("noise is for one draw of the diffusion prior: set num_candidates to 1")
+        given = () if noise is None else (np.asarray(noise, np.float32),)
 
-        def run(params: Any, tokens: Array, keys: Array) -> Array:
+        def run(params: Any, tokens: Array, keys: Array, draws: Array | None = None) -> Array:
             caption = encode_caption(self._clip_config, params["clip"], tokens)
             empty = encode_caption(self._clip_config, params["clip"], jnp.asarray(empty_tokens))
-            draw = make_prior(recipe, empty, how, stage.codes, stage.score_norms)
+            extras = (stage.codes, stage.score_norms, stage.statistics, draws)
+            draw = make_prior(recipe, empty, how, *extras)
             return sample_embedding(draw, params[name], caption, keys, how.num_candidates)
 
-        key = (name, how.prior, how.ar_prior, how.num_candidates)
-        return self._batched(key, run, (self.tokenizer(texts), keys))
+        key = (name, how.prior, how.ar_prior, how.num_candidates, bool(given))
+        return self._batched(key, run, (self.tokenizer(texts), keys, *given))
 
     def decode(
         self,
@@ -152,37 +160,55 @@ class UnCLIP:
         sampling: SamplingConfig | None = None,
         *,
         guidance: Sequence[float] | None = None,
+        noise: np.ndarray | None = None,
+        as_float: bool = False,
     ) -> np.ndarray:
         """Pictures from image embeddings and captions.
 
         Args:
-            embeddings: [N, E] float32, unit norm; None draws from the captions alone, as GLIDE.
+            embeddings: [N, E] float32, as `sample_prior` and `encode_image` make them; None draws
+                from the captions alone, as GLIDE.
             guidance: [N], the guidance scale of each picture; None is the sampling's, for all.
+            noise: [N, steps, S, S, 3] float32, all noise in the order of drawing instead of the
+                keys' (see `diffusion.samplers.split_draws`).
+            as_float: no rounding.
         Returns:
-            [N, S, S, 3] uint8.
+            [N, S, S, 3] uint8, or float32 in [-1, 1].
         """
         how = sampling or self.sampling
         empty_tokens = jnp.asarray(self.tokenizer([""]))
         recipe: Any = self.stage("decoder").recipe
         guides = make_guides(self.stage, how)
         has_embedding, has_scales = embeddings is not None, guidance is not None
+        has_noise = noise is not None
 
         def run(
-            params: Any, vectors: Array, tokens: Array, keys: Array, scales: Array, *given: Array
+            params: Any,
+            vectors: Array,
+            tokens: Array,
+            keys: Array,
+            scales: Array,
+            draws: Array,
+            *given: Array,
         ) -> Array:
-            condition = Condition(vectors if has_embedding else None, tokens, empty_tokens)
+            caption, empty = (
+                encode_caption(self._clip_config, params["clip"], text)
+                for text in (tokens, empty_tokens)
+            )
+            condition = Condition(vectors if has_embedding else None, caption, empty)
             images = decode_embedding(
                 recipe,
                 params["decoder"],
                 condition,
                 how.decoder,
                 keys=keys,
+                noise=draws if has_noise else None,
                 guidance=scales if has_scales else None,
                 gradients=[
                     guide.follow(params, rows) for guide, rows in zip(guides, given, strict=True)
                 ],
             )
-            return to_uint8(images)
+            return images if as_float else to_uint8(images)
 
         unused = np.zeros(len(texts), np.float32)
         arguments = (
@@ -190,23 +216,35 @@ class UnCLIP:
             self.tokenizer(texts),
             keys,
             np.asarray(guidance, np.float32) if has_scales else unused,
+            np.asarray(noise, np.float32) if has_noise else unused,
             *(guide.read(texts) for guide in guides),
         )
         steered = (how.clip_guidance, how.classifier_guidance)
-        key = ("decoder", how.decoder, has_embedding, has_scales, steered)
+        key = ("decoder", how.decoder, has_embedding, has_scales, has_noise, as_float, steered)
         return self._batched(key, run, arguments)
 
     def upsample(
-        self, images: np.ndarray, keys: Array, size: int, sampling: SamplingConfig | None = None
+        self,
+        images: np.ndarray,
+        keys: Array,
+        size: int,
+        sampling: SamplingConfig | None = None,
+        *,
+        noise: np.ndarray | None = None,
+        as_float: bool = False,
     ) -> np.ndarray:
         """Pictures of four times the side.
 
+        A stage `upsampler_SIZE_last`, where the model has it, takes the last step (Karlo).
+
         Args:
-            images: [N, H, W, 3] uint8.
+            images: [N, H, W, 3] uint8, or float32 in [-1, 1].
             keys: [N] typed keys.
             size: 256 or 1024, which names the upsampler; square pictures come out at this side.
+            noise: [N, steps, 4 H, 4 W, 3] float32, as for `decode`.
+            as_float: no rounding.
         Returns:
-            [N, 4 H, 4 W, 3] uint8.
+            [N, 4 H, 4 W, 3] uint8, or float32 in [-1, 1].
         """
         how = sampling or self.sampling
         name = f"upsampler_{size}"
@@ -214,12 +252,17 @@ class UnCLIP:
         config = {256: how.upsampler_256, 1024: how.upsampler_1024}[size]
         tiling = None if how.tile is None else TilingConfig(how.tile, how.tile_overlap)
 
-        def run(params: Any, images: Array, keys: Array) -> Array:
-            large = upsample_picture(recipe, params[name], to_float(images), keys, config, tiling)
-            return to_uint8(large)
+        def run(params: Any, images: Array, keys: Array, draws: Array | None = None) -> Array:
+            low_res = to_float(images) if images.dtype == jnp.uint8 else images
+            own, last = params[name], params.get(f"{name}_last")
+            large = upsample_picture(
+                recipe, own, low_res, keys, config, tiling, last_params=last, noise=draws
+            )
+            return large if as_float else to_uint8(large)
 
-        key = (name, images.shape[1:], config, tiling)
-        return self._batched(key, run, (images, keys), how.upsample_batch_size)
+        given = () if noise is None else (np.asarray(noise, np.float32),)
+        key = (name, images.shape[1:], images.dtype, config, tiling, bool(given), as_float)
+        return self._batched(key, run, (images, keys, *given), how.upsample_batch_size)
 
     def text_to_image(
         self,
@@ -263,10 +306,13 @@ class UnCLIP:
             on_stage("prior")
             embeddings = bundle.sample_prior(texts, fold_keys(keys, 0), how, prior)
         on_stage("decoder")
-        images = bundle.decode(embeddings, texts, fold_keys(keys, 1), how)
+        images = bundle.decode(embeddings, texts, fold_keys(keys, 1), how, as_float=bool(sizes))
         for number, size in enumerate(sizes):
             on_stage(f"upsampler_{size}")
-            images = bundle.upsample(images, fold_keys(keys, 2 + number), size, how)
+            as_float = size != sizes[-1]
+            images = bundle.upsample(
+                images, fold_keys(keys, 2 + number), size, how, as_float=as_float
+            )
         facts = tuple(
             {
                 "model": self.name,

@@ -153,7 +153,7 @@ def make_encoders(clip: Stage, batch_size: int, has_text: bool) -> Encoders:
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     from unclip_jax.data.embedding_shard import Encoders
-    from unclip_jax.models.clip import CLIP, normalize
+    from unclip_jax.models.clip import CLIP, stage_embedding
     from unclip_jax.training.objectives.conditions import encode_image
     from unclip_jax.training.recipes.clip import CLIPRecipe
 
@@ -171,7 +171,7 @@ def make_encoders(clip: Stage, batch_size: int, has_text: bool) -> Encoders:
     @jax.jit
     def of_tokens(params: Any, tokens: jax.Array) -> jax.Array:
         text, _ = model.apply({"params": params}, tokens, method=CLIP.encode_text)
-        return normalize(text)
+        return stage_embedding(model.config, text)
 
     def image(images: np.ndarray) -> jax.Array:
         return of_images(params, jax.device_put(images, rows))

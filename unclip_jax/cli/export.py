@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
     from unclip_jax.training.weights import load_stage, save_stage
 
-    named = {name: path for name in STAGES if (path := getattr(options, name)) is not None}
+    named = {name: path for name in STAGES if (path := getattr(options, name, None)) is not None}
     if not named:
         raise UserError("there is nothing to export: name a run with --clip, --prior or --decoder")
     stages = {name: load_stage(path) for name, path in named.items()}

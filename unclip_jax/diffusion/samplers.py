@@ -37,6 +37,7 @@ __all__ = [
     "row_noise",
     "sample",
     "sampling_schedule",
+    "split_draws",
 ]
 
 Gradient = Callable[[Array, Array], Array]
@@ -169,6 +170,30 @@ def sample(
     history = (start, jnp.zeros_like(start), jnp.zeros_like(start))
     (x0, _), _ = jax.lax.scan(body, (start, history), inputs, reverse=True)
     return x0
+
+
+def split_draws(draws: Array | None, num_steps: int) -> tuple[Array | None, Array | None]:
+    """`x_T` and `noise` of `sample` from the noise in the order in which a sampler draws it.
+
+    Args:
+        draws: [B, N, ...] float32: x_T, then what each step but the last adds; [B, 1, ...] is
+            enough for samplers that add none; None for noise by key.
+        num_steps: N, of the chain.
+    Raises:
+        UserError: another number of draws.
+    """
+    if draws is None:
+        return None, None
+    if draws.shape[1] not in (1, num_steps):
+        raise UserError(
+            f"noise has {draws.shape[1]} draws for {num_steps} steps: give one for the start and "
+            f"one for each step but the last, {num_steps} in all"
+        )
+    if draws.shape[1] == 1:
+        return draws[:, 0], None
+    # Steps run from the last index of the chain to 0, where none is added.
+    added = jnp.moveaxis(draws[:, :0:-1], 1, 0)
+    return draws[:, 0], jnp.concatenate([jnp.zeros_like(added[:1]), added])
 
 
 def row_noise(keys: Array, number: Array | int, shape: tuple[int, ...]) -> Array:

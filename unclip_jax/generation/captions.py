@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from unclip_jax.models.clip import CLIP, CLIPConfig, normalize
+from unclip_jax.models.clip import CLIP, CLIPConfig, stage_embedding
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Caption:
     tokens: Array
     """[B, L] int32."""
     embedding: Array
-    """[B, E] float32, unit norm."""
+    """[B, E] float32, unit norm or as `CLIPConfig.unit_embeddings` says."""
     states: Array
     """[B, L, text width] float32."""
 
@@ -35,4 +35,4 @@ def encode_caption(config: CLIPConfig, params: Any, tokens: Array) -> Caption:
     """
     encoded: Any = CLIP(config).apply({"params": params}, tokens, method=CLIP.encode_text)
     embedding, states = encoded
-    return Caption(tokens, normalize(embedding), states)
+    return Caption(tokens, stage_embedding(config, embedding), states)

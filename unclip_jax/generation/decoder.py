@@ -16,8 +16,10 @@ from unclip_jax.diffusion.samplers import (
     SamplerConfig,
     ddim_invert,
     sample,
+    split_draws,
 )
 from unclip_jax.errors import UserError
+from unclip_jax.generation.captions import Caption
 from unclip_jax.generation.guided import make_chain, make_guided
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.text import text_mask
@@ -29,12 +31,12 @@ class Condition:
     """What the decoder draws from."""
 
     embedding: Array | None
-    """[B, E] float32, CLIP image embeddings of unit norm; None leaves the caption alone, as in
-    GLIDE: what the decoder learned from embeddings that were dropped."""
-    tokens: Array
-    """[B, L] int32, captions."""
-    empty_tokens: Array
-    """[1, L] int32, the empty caption; guidance drops embedding and caption together."""
+    """[B, E] float32, CLIP image embeddings; None leaves the caption alone, as in GLIDE: what the
+    decoder learned from embeddings that were dropped."""
+    caption: Caption
+    """Of B rows."""
+    empty: Caption
+    """The empty caption, one row; guidance drops embedding and caption together."""
 
 
 jax.tree_util.register_dataclass(Condition)
@@ -60,22 +62,21 @@ def make_decoder(
             "this decoder reads captions alone (model.embedding_width is None): give no embedding"
         )
 
-    def run(xt: Array, t: Array, given: tuple[Array | None, Array | None, Array]) -> Array:
-        vectors, has_embedding, tokens = given
-        output: Any = module.apply(
-            {"params": params}, xt, t, vectors, has_embedding, tokens, text_mask(tokens)
-        )
+    def run(xt: Array, t: Array, given: tuple[Array | None, Array | None, Caption]) -> Array:
+        vectors, has_embedding, caption = given
+        text = (caption.tokens, text_mask(caption.tokens), caption.embedding, caption.states)
+        output: Any = module.apply({"params": params}, xt, t, vectors, has_embedding, *text)
         return output
 
     vectors = none = has = has_none = None
     if width is not None:
         none, has_none = jnp.zeros((1, width)), jnp.zeros(1, bool)
         vectors = condition.embedding
-        has = jnp.full(condition.tokens.shape[0], vectors is not None)
+        has = jnp.full(condition.caption.tokens.shape[0], vectors is not None)
         if vectors is None:
             vectors = jnp.broadcast_to(none, (len(has), width))
-    given = (vectors, has, condition.tokens)
-    nothing = (none, has_none, condition.empty_tokens)
+    given = (vectors, has, condition.caption)
+    nothing = (none, has_none, condition.empty)
     learned = recipe.diffusion.variance == "learned_range"
     return make_guided(run, given, nothing, config, has_variance=learned, scale=guidance)
 
@@ -88,6 +89,7 @@ def decode_embedding(
     *,
     keys: Array | None = None,
     x_T: Array | None = None,
+    noise: Array | None = None,
     guidance: Array | None = None,
     gradients: Sequence[Gradient] = (),
 ) -> Array:
@@ -97,22 +99,26 @@ def decode_embedding(
         params: of the decoder.
         keys: [B] typed keys, from which noise is drawn that is not given.
         x_T: [B, H, W, 3] float32, the noise to start from; by key if None.
+        noise: [B, steps, H, W, 3] float32, all noise in the order of drawing, see `split_draws`;
+            excludes x_T.
         guidance: [B] float32, the guidance scale of each row; None is the config's, for all.
         gradients: of networks that steer, see `steering.py`; their sum is followed.
     Returns:
         [B, H, W, 3] float32 in [-1, 1].
     """
-    size = recipe.model.unet.image_size
+    size, chain = recipe.model.unet.image_size, make_chain(recipe.diffusion, config)
+    start, step_noise = split_draws(noise, len(chain))
     return sample(
         make_decoder(recipe, params, condition, config, guidance),
-        make_chain(recipe.diffusion, config),
-        (condition.tokens.shape[0], size, size, 3),
+        chain,
+        (condition.caption.tokens.shape[0], size, size, 3),
         config=config,
         prediction=recipe.diffusion.prediction,
         variance=recipe.diffusion.variance,
         cond_fn=_sum_of(gradients) if gradients else None,
         keys=keys,
-        x_T=x_T,
+        x_T=x_T if noise is None else start,
+        noise=step_noise,
     )
 
 

@@ -29,11 +29,15 @@ STAGES: dict[str, type] = {
     "noised_clip": NoisedCLIPRecipe,
     "classifier": ClassifierRecipe,
     "upsampler_256": UpsamplerRecipe,
+    "upsampler_256_last": UpsamplerRecipe,
     "upsampler_1024": UpsamplerRecipe,
+    "upsampler_1024_last": UpsamplerRecipe,
 }
 """What a model may consist of: the name of a stage's folder, and the recipe it was trained by."""
-ALONE = ("noised_clip", "classifier", "upsampler_256", "upsampler_1024")
-"""Stages that are not trained for a CLIP."""
+UPSAMPLERS = tuple(name for name, recipe in STAGES.items() if recipe is UpsamplerRecipe)
+ALONE = ("noised_clip", "classifier", *UPSAMPLERS)
+"""Stages that are not trained for a CLIP. The numbers stand for the first and the second upsampler after
+a decoder of 64 x 64. One that ends in `_last` takes the last step of the other."""
 
 
 def check_stages(stages: dict[str, Stage]) -> None:
@@ -41,15 +45,19 @@ def check_stages(stages: dict[str, Stage]) -> None:
     if "clip" not in stages:
         raise UserError("a model needs its clip stage: name its folder or run as clip")
     clip_id = stages["clip"].clip_id
+    decoder = stages["decoder"].recipe if "decoder" in stages else None
+    scale = decoder.model.unet.image_size / 64 if isinstance(decoder, DecoderRecipe) else 1
     for name, stage in stages.items():
         if name not in STAGES:
             raise UserError(f"stage {name!r} is unknown: give {', '.join(STAGES)}")
         if not isinstance(stage.recipe, STAGES[name]):
             raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
         if isinstance(stage.recipe, UpsamplerRecipe):
-            if name != f"upsampler_{stage.recipe.data.image_size}":
+            needed = int(name.removeprefix("upsampler_").removesuffix("_last")) * scale
+            if stage.recipe.data.image_size != needed:
                 raise UserError(
-                    f"the {name} given was trained for {stage.recipe.data.image_size} pixels"
+                    f"the {name} given was trained for {stage.recipe.data.image_size} pixels, this "
+                    f"model needs one for {needed:g}"
                 )
         elif name not in ALONE and stage.clip_id != clip_id:
             raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from unclip_jax.diffusion.analytic import analytic_variance
-from unclip_jax.diffusion.samplers import SamplerConfig, sample
+from unclip_jax.diffusion.samplers import SamplerConfig, sample, split_draws
 from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.errors import UserError
 from unclip_jax.generation.captions import Caption
@@ -24,13 +24,15 @@ from unclip_jax.models.linear_prior import sample_linear_prior
 from unclip_jax.models.one_step_prior import sample_one_step_prior
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig
 from unclip_jax.models.text import text_mask
+from unclip_jax.training.embedding_statistics import EmbeddingStatistics
 from unclip_jax.training.recipe import AnyPriorRecipe
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
 from unclip_jax.training.recipes.prior import PriorRecipe
 
 Draw = Callable[[Any, Caption, Array], Array]
-"""(parameters, captions of B rows, keys [B]) → image embeddings [B, E] float32, unit norm."""
+"""(parameters, captions of B rows, keys [B]) → image embeddings [B, E] float32, of unit norm or, from
+a prior in whitened space, as CLIP would make them."""
 
 
 def make_prior(
@@ -39,6 +41,8 @@ def make_prior(
     config: SamplingConfig,
     codes: EmbeddingCodes | None,
     score_norms: np.ndarray | None = None,
+    statistics: EmbeddingStatistics | None = None,
+    noise: Array | None = None,
 ) -> Draw:
     """One draw from a prior for each row; the same call for all four.
 
@@ -46,11 +50,14 @@ def make_prior(
         empty: the encoded empty caption, one row; stands for "no caption" in guidance.
         codes: of an autoregressive prior.
         score_norms: [T], of a diffusion prior; read where config.prior.variance is 'analytic'.
+        statistics: of a diffusion prior in whitened space.
+        noise: [B, steps, E] float32 in place of a diffusion prior's noise by key, see
+            `split_draws`; the draw is then of these B rows.
     Raises:
-        UserError: codes or score norms are needed and None.
+        UserError: codes, score norms or statistics are needed and None.
     """
     if isinstance(recipe, PriorRecipe):
-        return _diffusion_prior(recipe, empty, config.prior, score_norms)
+        return _diffusion_prior(recipe, empty, config.prior, score_norms, statistics, noise)
     sampler: Callable[..., Array]
     arguments: tuple[Any, ...] = (recipe.model,)
     if isinstance(recipe, LinearPriorRecipe):
@@ -80,24 +87,33 @@ def sample_embedding(
     Args:
         draw, params: a prior and its parameters.
         keys: [B] typed keys.
-        num_candidates: draws for a row; the one with the largest dot product with the text
-            embedding is kept. The paper draws 2 from the diffusion prior.
+        num_candidates: draws for a row; the one whose direction is nearest to the text
+            embedding's is kept. The paper draws 2 from the diffusion prior.
     Returns:
-        [B, E] float32, unit norm.
+        [B, E] float32, as `draw` makes them.
     """
     rows = caption.tokens.shape[0] * num_candidates
     condition = jax.tree.map(lambda x: jnp.repeat(x, num_candidates, axis=0), caption)
     keys = jax.vmap(lambda key: jax.random.split(key, num_candidates))(keys).reshape(rows)
     drawn = draw(params, condition, keys)
     candidates = drawn.reshape(-1, num_candidates, drawn.shape[-1])
-    scores = jnp.einsum("bcd,bd->bc", candidates, caption.embedding)
+    scores = jnp.einsum("bcd,bd->bc", normalize(candidates), normalize(caption.embedding))
     best = jnp.argmax(scores, axis=1)
     return jnp.take_along_axis(candidates, best[:, None, None], axis=1)[:, 0]
 
 
 def _diffusion_prior(
-    recipe: PriorRecipe, empty: Caption, config: SamplerConfig, score_norms: np.ndarray | None
+    recipe: PriorRecipe,
+    empty: Caption,
+    config: SamplerConfig,
+    score_norms: np.ndarray | None,
+    statistics: EmbeddingStatistics | None,
+    noise: Array | None,
 ) -> Draw:
+    if recipe.model.is_whitened and statistics is None:
+        raise UserError(
+            "this prior works in whitened space, and its statistics are missing: load its folder"
+        )
     module, chain = DiffusionPrior(recipe.model), make_chain(recipe.diffusion, config)
     table = None
     if config.variance == "analytic":
@@ -109,6 +125,7 @@ def _diffusion_prior(
             output: Any = module.apply({"params": params}, xt, t, text.embedding, text.states, mask)
             return output
 
+        x_T, step_noise = split_draws(noise, len(chain))
         drawn = sample(
             make_guided(run, caption, empty, config, has_variance=False),
             chain,
@@ -118,7 +135,12 @@ def _diffusion_prior(
             variance=recipe.diffusion.variance,
             variance_table=table,
             keys=keys,
+            x_T=x_T,
+            noise=step_noise,
         )
+        if recipe.model.is_whitened:
+            assert statistics is not None
+            return drawn * statistics.deviation + statistics.mean
         return normalize(drawn)
 
     return draw

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unclip_jax.diffusion.samplers import SamplerConfig, row_noise, sample
+from unclip_jax.diffusion.samplers import SamplerConfig, row_noise, sample, split_draws
 from unclip_jax.errors import UserError
 from unclip_jax.generation.guided import make_chain
 from unclip_jax.generation.tiling import TilingConfig, tiled_denoise
@@ -23,6 +24,9 @@ def upsample_picture(
     keys: Array,
     config: SamplerConfig,
     tiling: TilingConfig | None = None,
+    *,
+    last_params: Any = None,
+    noise: Array | None = None,
 ) -> Array:
     """Pictures of four times the side (Ramesh et al. 2022, section 2.1).
 
@@ -31,6 +35,8 @@ def upsample_picture(
         low_res: [B, h, w, 3] float32; clipped to [-1, 1], where the training pictures are.
         keys: [B] typed keys.
         tiling: works tile by tile; None on the whole picture.
+        last_params: of the network that takes the last step, if it is another one (Karlo).
+        noise: [B, steps, 4 h, 4 w, 3] float32 instead of the keys', see `split_draws`.
     Returns:
         [B, 4 h, 4 w, 3] float32 in [-1, 1].
     Raises:
@@ -47,26 +53,33 @@ def upsample_picture(
     if model.has_augmentation:
         levels = jnp.full((rows,), model.sampling_augmentation)
         # The chain takes the numbers up to num_timesteps.
-        noise = row_noise(keys, recipe.diffusion.num_timesteps + 1, low_res.shape)
-        low_res = augment(low_res, levels, noise)
+        level_noise = row_noise(keys, recipe.diffusion.num_timesteps + 1, low_res.shape)
+        low_res = augment(low_res, levels, level_noise)
+    chain = make_chain(recipe.diffusion, config)
     resized = resize_low_resolution(low_res, (height, width), model.resize)
     module = Upsampler(model)
 
     def denoise(xt: Array, t: Array, resized: Array) -> Array:
-        output: Any = module.apply(
-            {"params": params}, xt, t, resized, levels, method=Upsampler.denoise
-        )
-        return output
+        def run(own: Any) -> Any:
+            return module.apply({"params": own}, xt, t, resized, levels, method=Upsampler.denoise)
+
+        if last_params is None:
+            return run(params)
+        is_last = t[0] == chain.timesteps[0]  # all rows are at the same step
+        return jax.lax.cond(is_last, lambda: run(last_params), lambda: run(params))
 
     def denoise_whole(xt: Array, t: Array) -> Array:
         return denoise(xt, t, resized)
 
+    start, step_noise = split_draws(noise, len(chain))
     return sample(
         denoise_whole if tiling is None else tiled_denoise(denoise, tiling, resized),
-        make_chain(recipe.diffusion, config),
+        chain,
         (rows, height, width, 3),
         config=config,
         prediction=recipe.diffusion.prediction,
         variance=recipe.diffusion.variance,
         keys=keys,
+        x_T=start,
+        noise=step_noise,
     )

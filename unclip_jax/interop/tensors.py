@@ -45,6 +45,11 @@ def without_prefix(tensors: Tensors, prefix: str) -> Tensors:
     }
 
 
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """The same under longer names."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
 def read_all(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     """Every name with its array, in order, one in memory at a time."""
     for name, tensor in tensors.items():

@@ -64,7 +64,7 @@ def read_params(
 
     def read(entry: Entry) -> np.ndarray:
         sources = (_as_float32(tensors[name]) for name in entry.sources)
-        return np.ascontiguousarray(entry.layout.read(sources))
+        return np.asarray(entry.layout.read(sources), order="C")
 
     return ((entry.target, read(entry)) for entry in key_map)
 
@@ -161,4 +161,4 @@ def _as_float32(tensor: Tensor) -> np.ndarray:
 
 
 def _writer(entry: Entry, leaf: np.ndarray, number: int) -> Callable[[], np.ndarray]:
-    return lambda: np.ascontiguousarray(entry.layout.write(leaf)[number])
+    return lambda: np.asarray(entry.layout.write(leaf)[number], order="C")

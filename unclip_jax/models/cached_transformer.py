@@ -55,7 +55,7 @@ class CachedBlock(nn.Module):
         def dense(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=jnp.dtype(c.dtype), name=name)
 
-        qkv = dense(3 * width, "qkv")(layer_norm("attention_norm")(x_BTD))
+        qkv = dense(3 * width, "qkv")(layer_norm("attention_norm", c.norm_epsilon)(x_BTD))
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, c.heads, width // c.heads), 2, 0)
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
@@ -64,7 +64,9 @@ class CachedBlock(nn.Module):
         # Not cuDNN: with one query there is nothing to fuse.
         heads = attention(q, keys, values, mask).reshape(batch, length, width)
         x_BTD = x_BTD + dense(width, "attention_out")(heads)
-        hidden = dense(c.mlp_width or 4 * width, "mlp_in")(layer_norm("mlp_norm")(x_BTD))
+        hidden = dense(c.mlp_width or 4 * width, "mlp_in")(
+            layer_norm("mlp_norm", c.norm_epsilon)(x_BTD)
+        )
         x_BTD = x_BTD + dense(width, "mlp_out")(activation(c.activation)(hidden))
         return x_BTD, (k, v)
 

@@ -81,7 +81,7 @@ class Classifier(nn.Module):
         def attend(name: str, h: Array) -> Array:
             return attention_block(c, name=name)(h, None, None)
 
-        time = timestep_embedding(t, c.channels)
+        time = timestep_embedding(t, c.sinusoids)
         time = nn.silu(nn.Dense(c.time_width, dtype=dtype, name="time_in")(time))
         time = nn.Dense(c.time_width, dtype=dtype, name="time_out")(time)
 

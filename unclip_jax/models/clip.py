@@ -30,9 +30,10 @@ class CLIPConfig:
     image_size: int = 224
     """Side of the input picture in pixels."""
     patch_size: int = 32
-    vision: TransformerConfig = TransformerConfig(
+    vision: TransformerConfig | None = TransformerConfig(
         width=768, depth=12, heads=12, activation="quick_gelu"
     )
+    """None is a text encoder alone, as a text-to-image model is published with it."""
     text: TransformerConfig = TransformerConfig(
         width=512, depth=12, heads=8, activation="quick_gelu"
     )
@@ -40,6 +41,10 @@ class CLIPConfig:
     context_length: int = 77
     norm_epsilon: float = EPSILON
     """Epsilon of the norms outside the blocks."""
+    text_norm_epsilon: float | None = None
+    """That of the text encoder's last norm; None is `norm_epsilon`."""
+    end_of_text: int | None = None
+    """Id at whose first position a caption is read; None reads it at the largest id of the row."""
     image_mean: tuple[float, ...] = OPENAI_MEAN
     image_std: tuple[float, ...] = OPENAI_STD
     """Per channel, of pictures in [0, 1]."""
@@ -48,6 +53,9 @@ class CLIPConfig:
     has_logit_bias: bool = False
     """A learned bias on the logits, as the sigmoid loss needs it."""
     initial_logit_bias: float = -10.0
+    unit_embeddings: bool = True
+    """What priors and decoders are given: embeddings of unit norm, or, in Karlo and Kandinsky, as
+    the encoders make them."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -56,6 +64,20 @@ class CLIPConfig:
             )
         if len(self.image_mean) != 3 or len(self.image_std) != 3:
             raise UserError("image_mean and image_std need three numbers each")
+
+    @property
+    def image_tower(self) -> TransformerConfig:
+        """`vision`, where there is one.
+
+        Raises:
+            UserError: this is a text encoder alone.
+        """
+        if self.vision is None:
+            raise UserError(
+                "this CLIP has no image encoder (model.vision is None): it reads captions only; "
+                "take a CLIP with both encoders"
+            )
+        return self.vision
 
 
 class VisionEncoder(nn.Module):
@@ -71,7 +93,7 @@ class VisionEncoder(nn.Module):
         Returns:
             [B, embedding_width] float32, not normalised.
         """
-        width = self.config.vision.width
+        width = self.config.image_tower.width
         token = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,))
         token_BD = jnp.broadcast_to(token, (images.shape[0], width))
         return encode_patches(self, self.config, images, token_BD, train=train)
@@ -89,7 +111,7 @@ def encode_patches(
     Returns:
         [B, embedding_width] float32, not normalised.
     """
-    c, width = config, config.vision.width
+    c, tower, width = config, config.image_tower, config.image_tower.width
     normal = nn.initializers.normal(width**-0.5)
     patch = (c.patch_size, c.patch_size)
     mean, std = jnp.asarray(c.image_mean), jnp.asarray(c.image_std)
@@ -100,7 +122,7 @@ def encode_patches(
         strides=patch,
         padding="VALID",
         use_bias=False,
-        dtype=jnp.dtype(c.vision.dtype),
+        dtype=jnp.dtype(tower.dtype),
         kernel_init=nn.initializers.lecun_normal(),
         name="patch_embedding",
     )(x)
@@ -108,7 +130,7 @@ def encode_patches(
     x_BTD = jnp.concatenate([token_BD[:, None].astype(x_BTD.dtype), x_BTD], axis=1)
     positions = module.param("positional_embedding", normal, (x_BTD.shape[1], width))
     x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
-    x_BTD = Transformer(c.vision, name="transformer")(x_BTD, train=train)
+    x_BTD = Transformer(tower, name="transformer")(x_BTD, train=train)
     pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
     projection = nn.Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")
     return projection(pooled).astype(jnp.float32)
@@ -123,8 +145,8 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens: Array, *, train: bool = False) -> tuple[Array, Array]:
         """
         Args:
-            tokens: [B, context_length] int32, zero padded. End of text is the largest id, so that
-                argmax finds it; padding is not masked, the causal mask hides it from the end.
+            tokens: [B, context_length] int32, zero padded. End of text is the largest id, unless
+                the config names it; padding is not masked, the causal mask hides it from the end.
         Returns:
             embedding [B, embedding_width] float32, not normalised, and the hidden states after the
             last norm [B, context_length, text width] float32.
@@ -139,8 +161,10 @@ class TextEncoder(nn.Module):
         x_BTD = Transformer(c.text, name="transformer")(
             table(tokens) + positions, causal_mask(c.context_length), train=train
         )
-        hidden_BTD = layer_norm("norm_out", c.norm_epsilon)(x_BTD)
-        end_of_text = jnp.argmax(tokens, axis=-1)
+        epsilon = c.norm_epsilon if c.text_norm_epsilon is None else c.text_norm_epsilon
+        hidden_BTD = layer_norm("norm_out", epsilon)(x_BTD)
+        is_end = tokens if c.end_of_text is None else tokens == c.end_of_text
+        end_of_text = jnp.argmax(is_end, axis=-1)  # the first, where several are largest
         pooled = jnp.take_along_axis(hidden_BTD, end_of_text[:, None, None], axis=1)[:, 0]
         projection = nn.Dense(
             c.embedding_width,
@@ -158,7 +182,8 @@ class CLIP(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.vision = VisionEncoder(c)
+        if c.vision is not None:
+            self.vision = VisionEncoder(c)
         self.text = TextEncoder(c)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(c.initial_logit_scale), ()
@@ -168,32 +193,46 @@ class CLIP(nn.Module):
                 "logit_bias", nn.initializers.constant(c.initial_logit_bias), ()
             )
 
-    def __call__(self, images: Array, tokens: Array, *, train: bool = False) -> dict[str, Array]:
+    def __call__(
+        self, images: Array | None, tokens: Array, *, train: bool = False
+    ) -> dict[str, Array]:
         """
         Args:
-            images: [B, image_size, image_size, 3] float32 in [-1, 1].
+            images: [B, image_size, image_size, 3] float32 in [-1, 1]; None where the model is a
+                text encoder alone.
             tokens: [B, context_length] int32.
         Returns:
-            `image` and `text`, [B, embedding_width] float32 of unit norm; `logit_scale`, the factor
-            on their cosines; `logit_bias`, zero where the model has none.
+            `image` (if there are any) and `text`, [B, embedding_width] float32 of unit norm;
+            `logit_scale`, the factor on their cosines; `logit_bias`, zero where the model has none.
+        Raises:
+            UserError: images for a text encoder.
         """
-        image = self.vision(images, train=train)
+        out = {} if images is None else {"image": normalize(self.encode_image(images, train=train))}
         text, _ = self.text(tokens, train=train)
         bias = self.logit_bias if self.config.has_logit_bias else jnp.zeros(())
-        return {
-            "image": normalize(image),
+        return out | {
             "text": normalize(text),
             "logit_scale": jnp.exp(self.logit_scale),
             "logit_bias": bias,
         }
 
-    def encode_image(self, images: Array) -> Array:
-        """[B, S, S, 3] float32 in [-1, 1] → [B, embedding_width] float32, not normalised."""
-        return self.vision(images)
+    def encode_image(self, images: Array, *, train: bool = False) -> Array:
+        """[B, S, S, 3] float32 in [-1, 1] → [B, embedding_width] float32, not normalised.
+
+        Raises:
+            UserError: the model is a text encoder alone.
+        """
+        _ = self.config.image_tower  # there is one
+        return self.vision(images, train=train)
 
     def encode_text(self, tokens: Array) -> tuple[Array, Array]:
         """[B, context_length] int32 → embedding (not normalised) and hidden states, float32."""
         return self.text(tokens)
+
+
+def stage_embedding(config: CLIPConfig, embedding: Array) -> Array:
+    """[B, E] float32, a CLIP's embedding as its priors and decoders take it."""
+    return normalize(embedding) if config.unit_embeddings else embedding
 
 
 def normalize(x: Array) -> Array:

@@ -1,7 +1,9 @@
 """The 64 x 64 decoder: GLIDE's U-Net, conditioned on a CLIP image embedding and on the caption.
 
 Ramesh et al. 2022, section 2.1: the embedding is projected and added to the timestep embedding, and
-projected once more to four tokens that join the text encoder's output. GLIDE's caption path stays.
+projected once more to four tokens that join the text encoder's output. GLIDE's caption path stays:
+a text encoder that is trained with the decoder. Karlo has none, and reads what CLIP makes of the
+caption instead.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
+from unclip_jax.models.layers import layer_norm
 from unclip_jax.models.text import TextConfig, TextTransformer
 from unclip_jax.models.unet import UNet, UNetConfig
 
@@ -24,7 +27,10 @@ class DecoderConfig:
     """The U-Net, its text encoder and how the CLIP embedding enters."""
 
     unet: UNetConfig = UNetConfig(context_width=512)
-    text: TextConfig = TextConfig()
+    text: TextConfig | None = TextConfig()
+    """The decoder's own text encoder. None reads CLIP's states and text embedding (Karlo)."""
+    clip_text_width: int = 768
+    """Width of CLIP's text states; read where `text` is None."""
     embedding_width: int | None = 768
     """Width of the CLIP image embedding; None is GLIDE, which knows captions alone."""
     num_embedding_tokens: int = 4
@@ -37,7 +43,13 @@ class DecoderConfig:
     vectors are read like words. Karlo does."""
 
     def __post_init__(self) -> None:
-        if self.unet.context_width != self.text.transformer.width:
+        if self.text is None:
+            if self.unet.context_width is None or self.embedding_width is None:
+                raise UserError(
+                    "a decoder without a text encoder of its own (text None) needs "
+                    "unet.context_width and embedding_width: set both"
+                )
+        elif self.unet.context_width != self.text.transformer.width:
             raise UserError(
                 f"unet.context_width {self.unet.context_width} must equal the text encoder's width "
                 f"{self.text.transformer.width}"
@@ -65,6 +77,8 @@ class Decoder(nn.Module):
         has_embedding: Array | None,
         tokens: Array,
         text_mask: Array,
+        text_embedding: Array | None = None,
+        text_states: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
@@ -72,10 +86,14 @@ class Decoder(nn.Module):
         Args:
             x: [B, H, W, 3] float32, the noisy picture.
             t: [B] int32, original timestep index.
-            embedding: [B, embedding_width] float32, unit norm; not read if the width is None.
+            embedding: [B, embedding_width] float32, unit norm, or as CLIP gives it, whatever the
+                decoder was trained on; not read if the width is None.
             has_embedding: [B] bool; False drops the embedding (classifier-free guidance).
             tokens: [B, context_length] int32; a dropped caption is the empty one.
             text_mask: [B, context_length] bool, False at padding.
+            text_embedding: [B, embedding_width] float32 and
+            text_states: [B, context_length, clip_text_width] float32, CLIP's encoding of the
+                caption; read where config.text is None.
         Returns:
             [B, H, W, out_channels] float32.
         """
@@ -90,7 +108,12 @@ class Decoder(nn.Module):
                 null = self.param("null_embedding", nn.initializers.normal(1.0), (width,))
             embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
 
-        states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
+        if c.text is None:
+            assert text_states is not None and text_embedding is not None
+            states = nn.Dense(c.unet.context_width or 0, name="states_to_context")(text_states)
+            states, pooled = layer_norm("states_norm")(states), text_embedding
+        else:
+            states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
         context, context_mask = states, text_mask if c.masks_padding else None
         if embedding is not None:
             context, context_mask = self.context(embedding, states, text_mask)
@@ -103,8 +126,7 @@ class Decoder(nn.Module):
         self, embedding: Array, states: Array, text_mask: Array
     ) -> tuple[Array, Array | None]:
         """The embedding's tokens in front of the caption's states, and the mask over both."""
-        c, batch = self.config, embedding.shape[0]
-        width = c.text.transformer.width
+        c, batch, width = self.config, embedding.shape[0], states.shape[-1]
         tokens = nn.Dense(c.num_embedding_tokens * width, name="embedding_to_tokens")(embedding)
         tokens = tokens.reshape(batch, c.num_embedding_tokens, width)
         context = jnp.concatenate([tokens, states], axis=1)

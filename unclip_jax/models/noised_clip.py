@@ -59,7 +59,7 @@ class NoisedVisionEncoder(nn.Module):
         Returns:
             [B, embedding_width] float32, not normalised.
         """
-        c, width = self.config.clip, self.config.clip.vision.width
+        c, width = self.config.clip, self.config.clip.image_tower.width
         normal = nn.initializers.normal(width**-0.5)
         table = nn.Embed(
             self.config.num_timesteps, width, embedding_init=normal, name="time_embedding"

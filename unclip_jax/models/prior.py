@@ -35,8 +35,11 @@ class PriorConfig:
     context_length: int = 77
     transformer: TransformerConfig = TransformerConfig(width=2048, depth=24, heads=32)
     embedding_scale: float | None = None
-    """The network's embeddings are those of unit norm times this; None is
-    0.5375 * sqrt(embedding_width)."""
+    """The network's embeddings are the given ones times this; None is 0.5375 *
+    sqrt(embedding_width), for embeddings of unit norm."""
+    is_whitened: bool = False
+    """The network's image embeddings have mean 0 and deviation 1 in every dimension, by statistics
+    that are kept beside the weights (Karlo, Kandinsky); the scale is the text embedding's alone."""
 
     @property
     def scale(self) -> float:

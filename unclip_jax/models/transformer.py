@@ -15,7 +15,15 @@ from jax import Array
 
 from unclip_jax.config import Dtype
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import Activation, Attention, Remat, activation, attention, layer_norm
+from unclip_jax.models.layers import (
+    EPSILON,
+    Activation,
+    Attention,
+    Remat,
+    activation,
+    attention,
+    layer_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class TransformerConfig:
     mlp_width: int | None = None
     """Hidden width of the MLP; None is 4 * width."""
     activation: Activation = "gelu"
+    norm_epsilon: float = EPSILON
+    """Epsilon of the norms in the blocks."""
     dropout: float = 0.0
     """On both residual branches, in training only."""
     dtype: Dtype = "float32"
@@ -65,13 +75,15 @@ class Block(nn.Module):
         residual_stddev = width**-0.5 * (2 * c.depth) ** -0.5
         drop = nn.Dropout(c.dropout, deterministic=not self.train)
 
-        qkv = dense(3 * width, width**-0.5, "qkv")(layer_norm("attention_norm")(x_BTD))
+        qkv = dense(3 * width, width**-0.5, "qkv")(
+            layer_norm("attention_norm", c.norm_epsilon)(x_BTD)
+        )
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, c.heads, width // c.heads), 2, 0)
         heads = attention(q, k, v, mask, c.attention).reshape(batch, length, width)
         x_BTD = x_BTD + drop(dense(width, residual_stddev, "attention_out")(heads))
 
         hidden = dense(c.mlp_width or 4 * width, (2 * width) ** -0.5, "mlp_in")(
-            layer_norm("mlp_norm")(x_BTD)
+            layer_norm("mlp_norm", c.norm_epsilon)(x_BTD)
         )
         hidden = activation(c.activation)(hidden)
         x_BTD = x_BTD + drop(dense(width, residual_stddev, "mlp_out")(hidden))

@@ -34,6 +34,9 @@ class UNetConfig:
     channels: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     """Width of each level as a multiple of `channels`."""
+    time_channels: int | None = None
+    """Width of the timestep's sinusoids, a quarter of the time embedding's; None is `channels`.
+    ADM at 512 x 512 has 256 of them, and 128 channels in its first level."""
     depth: tuple[int, ...] = (3,)
     """Residual blocks of each level; one number serves all."""
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
@@ -74,8 +77,13 @@ class UNetConfig:
 
     @property
     def time_width(self) -> int:
-        """Width of the time embedding: 4 * channels."""
-        return 4 * self.channels
+        """Width of the time embedding: 4 * sinusoids."""
+        return 4 * self.sinusoids
+
+    @property
+    def sinusoids(self) -> int:
+        """Width of what the timestep is first turned into."""
+        return self.time_channels or self.channels
 
     def level_depth(self, level: int) -> int:
         """Residual blocks of `level`, 0 the finest."""
@@ -206,7 +214,7 @@ class UNet(nn.Module):
         def attend(name: str, h: Array) -> Array:
             return attention_block(c, name=name)(h, context, context_mask)
 
-        time = timestep_embedding(t, c.channels)
+        time = timestep_embedding(t, c.sinusoids)
         time = nn.silu(nn.Dense(c.time_width, dtype=dtype, name="time_in")(time))
         time = nn.Dense(c.time_width, dtype=dtype, name="time_out")(time)
         if time_condition is not None:

@@ -223,9 +223,12 @@ def _check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> Non
         pairs.append(("context_length", recipe.model.context_length, have.context_length))
     elif isinstance(recipe, DecoderRecipe):
         text = recipe.model.text
-        pairs.append(("text.context_length", text.context_length, have.context_length))
-        if text.vocab_size < clip.tokenizer.vocab_size:
-            pairs.append(("text.vocab_size", text.vocab_size, clip.tokenizer.vocab_size))
+        if text is None:
+            pairs.append(("clip_text_width", recipe.model.clip_text_width, have.text.width))
+        else:
+            pairs.append(("text.context_length", text.context_length, have.context_length))
+            if text.vocab_size < clip.tokenizer.vocab_size:
+                pairs.append(("text.vocab_size", text.vocab_size, clip.tokenizer.vocab_size))
     for name, given, needed in pairs:
         if given != needed:
             raise UserError(

@@ -57,7 +57,8 @@ def _example_inputs(recipe: Recipe) -> tuple[Array | None, ...]:
     """Zeros of the shapes that the module takes, one row."""
     if isinstance(recipe, CLIPRecipe):
         size = recipe.model.image_size
-        return jnp.zeros((1, size, size, 3)), _integers(recipe.model.context_length)
+        images = None if recipe.model.vision is None else jnp.zeros((1, size, size, 3))
+        return images, _integers(recipe.model.context_length)
     t = jnp.zeros(1, jnp.int32)
     if isinstance(recipe, UpsamplerRecipe):
         # Convolutions alone: the parameters do not depend on the side.
@@ -83,9 +84,12 @@ def _example_inputs(recipe: Recipe) -> tuple[Array | None, ...]:
         if isinstance(recipe, ARPriorRecipe):
             return _integers(recipe.model.components), t, *text
         return embedding, *text
-    size, length = recipe.model.unet.image_size, recipe.model.text.context_length
+    size, text = recipe.model.unet.image_size, recipe.model.text
+    length = 1 if text is None else text.context_length  # no parameter depends on CLIP's
     image = jnp.zeros((1, size, size, recipe.model.unet.in_channels))
-    return image, t, embedding, jnp.ones(1, bool), _integers(length), jnp.ones((1, length), bool)
+    encoded = (embedding, jnp.zeros((1, length, recipe.model.clip_text_width)))
+    caption = (_integers(length), jnp.ones((1, length), bool), *encoded)
+    return image, t, embedding, jnp.ones(1, bool), *caption
 
 
 def _integers(length: int) -> Array:

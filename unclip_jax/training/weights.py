@@ -5,6 +5,7 @@
     tokenizer.json     how the stage reads captions, if it does
     codes.safetensors  what an autoregressive prior's codes mean
     score_norms.safetensors  a diffusion prior's, if they were measured
+    embedding_statistics.safetensors  of a prior in whitened space
 
 A run folder (see `loop.py`) is read by the same function.
 """
@@ -30,6 +31,12 @@ from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.training.checkpoint import load_ema_params, with_shardings
 from unclip_jax.training.codes import FILE as CODES
 from unclip_jax.training.codes import load_codes, save_codes
+from unclip_jax.training.embedding_statistics import FILE as STATISTICS
+from unclip_jax.training.embedding_statistics import (
+    EmbeddingStatistics,
+    load_statistics,
+    save_statistics,
+)
 from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 from unclip_jax.training.recipes.classifier import ClassifierRecipe
@@ -62,6 +69,8 @@ class Stage:
     score_norms: np.ndarray | None = None
     """[T] float32, Gamma of every timestep of a diffusion prior (see `diffusion.analytic`); None
     where `unclip fit-variance` has not measured these weights."""
+    statistics: EmbeddingStatistics | None = None
+    """Of a diffusion prior in whitened space."""
 
 
 def weights_id(params: Any) -> str:
@@ -95,6 +104,8 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         stage.tokenizer.save(folder / "tokenizer.json")
     if stage.codes is not None:
         save_codes(stage.codes, folder / CODES)
+    if stage.statistics is not None:
+        save_statistics(stage.statistics, folder / STATISTICS)
     if stage.score_norms is not None:
         save_score_norms(stage.score_norms, folder / SCORE_NORMS, stage.step)
     else:  # those of the stage that was here before
@@ -110,7 +121,7 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
 
 def check_stage_folder(folder: Path) -> None:
     """UserError if `folder` has files of something else than a stage."""
-    names = {"config.json", "model.safetensors", "tokenizer.json", CODES, SCORE_NORMS}
+    names = {"config.json", "model.safetensors", "tokenizer.json", CODES, SCORE_NORMS, STATISTICS}
     entries = folder.iterdir() if folder.is_dir() else ()
     foreign = sorted(entry.name for entry in entries if entry.name not in names)
     if foreign:
@@ -167,20 +178,23 @@ def load_stage(path: str | Path) -> Stage:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     if isinstance(recipe, ARPriorRecipe):
         codes = load_codes(folder / CODES, recipe.model)
+    statistics = None
+    if isinstance(recipe, PriorRecipe) and recipe.model.is_whitened:
+        statistics = load_statistics(folder / STATISTICS, recipe.model.embedding_width)
     if "format" in config:
         params = _read_safetensors(folder / "model.safetensors", _abstract(recipe))
         step, clip_id = config.get("step"), config.get("clip")
         if not isinstance(step, int) or not isinstance(clip_id, str):
             raise UserError(f"{config_path} lacks its step or CLIP id: export the stage again")
         norms = _score_norms(folder, recipe, step)
-        return Stage(recipe, params, tokenizer, step, clip_id, codes, norms)
+        return Stage(recipe, params, tokenizer, step, clip_id, codes, norms, statistics)
     abstract = _abstract(recipe)
     here = SingleDeviceSharding(jax.local_devices()[0])
     placed = with_shardings(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = load_ema_params(folder, placed)
     clip_id = config.get("clip") or weights_id(params)
     norms = _score_norms(folder, recipe, step)
-    return Stage(recipe, params, tokenizer, step, clip_id, codes, norms)
+    return Stage(recipe, params, tokenizer, step, clip_id, codes, norms, statistics)
 
 
 def _score_norms(folder: Path, recipe: Recipe, step: int) -> np.ndarray | None:

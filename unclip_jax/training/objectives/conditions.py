@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unclip_jax.models.clip import CLIP, normalize
+from unclip_jax.models.clip import CLIP, stage_embedding
 from unclip_jax.models.text import text_mask
 
 
@@ -20,7 +20,7 @@ def to_float(images: Array) -> Array:
 
 
 def encode_image(clip: CLIP, params: Any, images: Array) -> Array:
-    """uint8 pictures of any square size → unit-norm CLIP image embeddings [B, E], without gradient.
+    """uint8 pictures of any square size → CLIP image embeddings [B, E], without gradient.
 
     A picture of another size than CLIP's is resized with an antialiased cubic filter.
     """
@@ -29,7 +29,7 @@ def encode_image(clip: CLIP, params: Any, images: Array) -> Array:
     if x.shape[1:3] != (size, size):
         x = jax.image.resize(x, (x.shape[0], size, size, 3), "cubic")
     embedding: Any = clip.apply({"params": params}, x, method=CLIP.encode_image)
-    return jax.lax.stop_gradient(normalize(embedding))
+    return jax.lax.stop_gradient(stage_embedding(clip.config, embedding))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def encode_pairs(clip: CLIP, params: Any, batch: dict[str, Array]) -> Pairs:
     encoded: Any = clip.apply({"params": params}, batch["tokens"], method=CLIP.encode_text)
     text, states = encoded
     image = image_embedding(clip, params, batch)
-    return Pairs(image, normalize(text), states, text_mask(batch["tokens"]))
+    return Pairs(image, stage_embedding(clip.config, text), states, text_mask(batch["tokens"]))
 
 
 def image_embedding(clip: CLIP, params: Any, batch: dict[str, Array]) -> Array:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from unclip_jax.models.clip import CLIP, CLIPConfig
+from unclip_jax.models.clip import CLIP, CLIPConfig, stage_embedding
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.objectives import Metrics, Objective, Params
@@ -39,6 +39,10 @@ def make_decoder_objective(
         embedding = None
         if recipe.model.embedding_width is not None:
             embedding = image_embedding(clip, frozen, batch)
+        text: tuple[Array, ...] = (tokens, text_mask(tokens))
+        if recipe.model.text is None:
+            encoded: Any = clip.apply({"params": frozen}, tokens, method=CLIP.encode_text)
+            text = (*text, stage_embedding(clip_config, encoded[0]), encoded[1])
 
         def predict(xt: Array, t: Array) -> Array:
             output: Any = model.apply(
@@ -47,8 +51,7 @@ def make_decoder_objective(
                 t,
                 embedding,
                 has_embedding,
-                tokens,
-                text_mask(tokens),
+                *text,
                 train=True,
                 rngs={"dropout": dropout_key},
             )

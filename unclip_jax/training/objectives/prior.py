@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unclip_jax.models.clip import CLIP, CLIPConfig, normalize
+from unclip_jax.models.clip import CLIP, CLIPConfig, normalize, stage_embedding
 from unclip_jax.models.prior import DiffusionPrior
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.objectives import Metrics, Objective, Params
@@ -44,7 +44,7 @@ def make_prior_objective(
                 {"params": params},
                 xt,
                 t,
-                normalize(text),
+                stage_embedding(clip_config, text),
                 states,
                 text_mask(tokens),
                 train=True,
@@ -56,7 +56,7 @@ def make_prior_objective(
         loss, metrics, predicted = denoising_loss(
             recipe.diffusion, schedule, noise_key, x0, predict
         )
-        cosine = jnp.sum(normalize(predicted) * embedding, axis=-1)
+        cosine = jnp.sum(normalize(predicted) * normalize(embedding), axis=-1)
         return loss, {**metrics, "cosine": jnp.mean(cosine)}
 
     return objective

@@ -23,5 +23,9 @@ class PriorRecipe(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("text_drop", self.text_drop)
+        if self.model.is_whitened and self.model.scale != 1:
+            raise UserError(
+                "model.is_whitened uses embeddings as CLIP gives them: set model.embedding_scale 1"
+            )
         if self.diffusion.variance == "learned_range":
             raise UserError("diffusion.variance of a prior is fixed_small or fixed_large")

@@ -7,7 +7,12 @@ from typing import Literal
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, MeshConfig, OptimConfig
 from unclip_jax.diffusion.process import Prediction, Variance
-from unclip_jax.diffusion.schedule import Schedule, make_schedule, zero_terminal_snr
+from unclip_jax.diffusion.schedule import (
+    Schedule,
+    float32_tables,
+    make_schedule,
+    zero_terminal_snr,
+)
 from unclip_jax.diffusion.weighting import LossWeighting
 from unclip_jax.errors import UserError
 
@@ -25,6 +30,9 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Rescale the schedule so that its last step is pure noise, in training and in sampling (Lin et
     al. 2023); needs prediction x0 or v."""
+    tables: Literal["float64", "float32"] = "float64"
+    """Precision in which the chain's coefficients are computed; float32 repeats diffusers' errors,
+    to compare with it."""
 
     def __post_init__(self) -> None:
         if self.num_timesteps < 2:
@@ -34,6 +42,8 @@ class DiffusionConfig:
                 "diffusion.zero_terminal_snr needs diffusion.prediction x0 or v: from eps no "
                 "picture follows where no signal is left"
             )
+        if self.zero_terminal_snr and self.tables == "float32":
+            raise UserError("diffusion.tables float32 has no zero_terminal_snr: choose float64")
 
 
 def training_chain(diffusion: DiffusionConfig) -> Schedule:
@@ -43,6 +53,8 @@ def training_chain(diffusion: DiffusionConfig) -> Schedule:
         UserError: too few timesteps for a linear schedule.
     """
     chain = make_schedule(diffusion.schedule, diffusion.num_timesteps)
+    if diffusion.tables == "float32":
+        return float32_tables(chain)
     return zero_terminal_snr(chain) if diffusion.zero_terminal_snr else chain
 
 
