@@ -167,3 +167,26 @@ def test_only_ddpm_can_be_steered_from_pure_noise() -> None:
         else:
             with pytest.raises(UserError, match="choose ddpm"):
                 sample(denoise, chain, (2, 3), **options)
+
+
+@pytest.mark.parametrize("method", ["ddim", "dpm_solver", "unipc"])
+def test_a_strong_gradient_does_not_throw_pictures_out_of_their_range(method: str) -> None:
+    """The first of 20 steps of a cosine chain multiplies it by 1,300."""
+    config = SamplerConfig(method=method, num_steps=20)  # pyright: ignore[reportArgumentType]
+    chain = sampling_schedule(make_schedule("cosine"), config)
+
+    def steered(scale: float) -> np.ndarray:
+        return np.asarray(
+            sample(
+                lambda xt, t: jnp.tanh(xt),
+                chain,
+                (2, 3),
+                config=config,
+                prediction="x0",
+                keys=jax.random.split(jax.random.key(0), 2),
+                cond_fn=lambda xt, t: jnp.full_like(xt, scale),
+            )
+        )
+
+    assert np.abs(steered(5.0)).max() <= 1
+    assert steered(0.3).mean() > steered(0.0).mean() + 0.001

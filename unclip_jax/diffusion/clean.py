@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from jax import Array
 
-from unclip_jax.diffusion.guidance import threshold
+from unclip_jax.diffusion.guidance import steer_x0, threshold
 from unclip_jax.diffusion.process import Prediction, Variance, split_variance, to_x0
 from unclip_jax.diffusion.sampler_config import SamplerConfig
 from unclip_jax.diffusion.schedule import Schedule
@@ -34,6 +34,21 @@ def clean_sample(
     values = None
     if variance == "learned_range":
         output, values = split_variance(output)
-    x0 = to_x0(schedule, prediction, output, xt, t)
-    x0 = threshold(x0, config.thresholding, limit=config.limit, percentile=config.percentile)
-    return x0, values
+    return _kept_in_range(config, to_x0(schedule, prediction, output, xt, t)), values
+
+
+def steered_sample(
+    schedule: Schedule, config: SamplerConfig, x0: Array, gradient: Array | None, t: Array
+) -> Array:
+    """x_0 moved along a gradient by samplers that add no noise, and thresholded again.
+
+    Where little signal is left, the gradient's factor (1 - abar) / sqrt(abar) reaches 2e4: without
+    a second threshold one step of a short chain throws the sample out of the range of pictures.
+    """
+    if gradient is None:
+        return x0
+    return _kept_in_range(config, steer_x0(schedule, x0, gradient, t))
+
+
+def _kept_in_range(config: SamplerConfig, x0: Array) -> Array:
+    return threshold(x0, config.thresholding, limit=config.limit, percentile=config.percentile)

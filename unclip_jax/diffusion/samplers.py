@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unclip_jax.diffusion.clean import Denoise, clean_sample
-from unclip_jax.diffusion.guidance import steer_x0
+from unclip_jax.diffusion.clean import Denoise, clean_sample, steered_sample
 from unclip_jax.diffusion.inversion import ddim_invert
 from unclip_jax.diffusion.process import Prediction, Variance, extract, model_log_variance
 from unclip_jax.diffusion.sampler_config import SamplerConfig, sampling_schedule
@@ -87,8 +86,7 @@ def make_step(
     ) -> Array:
         x0, values = clean_sample(schedule, config, prediction, variance, output, xt, t)
         if config.method == "ddim":
-            if gradient is not None:
-                x0 = steer_x0(schedule, x0, gradient, t)
+            x0 = steered_sample(schedule, config, x0, gradient, t)
             return ddim_step(schedule, x0, xt, t, noise, eta=config.eta)
         if variance_table is not None:
             log_variance = extract(np.log(np.maximum(variance_table, 1e-20)), t, xt.ndim)
@@ -125,8 +123,8 @@ def sample(
         prediction, variance, variance_table: see `make_step`.
         cond_fn: gradient that steers the chain, for example of a classifier or of a CLIP that knows
             noise: ddpm moves the mean by variance * gradient (Dhariwal & Nichol 2021, algorithm 1),
-            the others subtract sqrt(1 - abar) * gradient from eps (algorithm 2), after
-            thresholding.
+            the others subtract sqrt(1 - abar) * gradient from eps (algorithm 2), between
+            two thresholdings.
         keys: [B] typed keys, one a row, from which all noise is drawn that is not given.
         x_T: [B, ...] float32, the start as it is; start_scale times standard normal by key if None.
         noise: [N, B, ...] float32, noise[t] for the step at index t of the chain, so that noise[0]
@@ -230,8 +228,7 @@ def _make_advance(
             gradient: Array | None,
         ) -> tuple[Array, History]:
             x0, _ = clean_sample(schedule, config, prediction, variance, output, xt, t)
-            if gradient is not None:
-                x0 = steer_x0(schedule, x0, gradient, t)
+            x0 = steered_sample(schedule, config, x0, gradient, t)
             corrects = config.method == "unipc"
             return solver_step(schedule, x0, xt, t, history, corrects=corrects)
 

@@ -94,7 +94,9 @@ def open_sharded(index: Path, open_part: Callable[[Path], Tensors] = open_safete
     parts = {file: open_part(index.parent / file) for file in files}
     for name, file in names.items():
         if name not in parts[file]:
-            raise UserError(f"{index} promises {name} in {file}, which lacks it: restore the files")
+            raise UserError(
+                f"{index} promises {name!r} in {file!r}, which lacks it: restore the files"
+            )
     return {name: parts[file][name] for name, file in names.items()}
 
 
@@ -164,7 +166,7 @@ def _check_offsets(header: dict, available: int) -> None:
         (*entry["data_offsets"], name) for name, entry in header.items()
     ):
         if type(begin) is not int or type(end) is not int or begin != reached or end < begin:
-            raise ValueError(f"{name} does not begin where the tensor before it ends")
+            raise ValueError(f"{name!r} does not begin where the tensor before it ends")
         reached = end
     if reached != available:
         raise ValueError(f"its tensors have {reached} bytes, the file {available}")
@@ -173,13 +175,13 @@ def _check_offsets(header: dict, available: int) -> None:
 def _tensor(path: Path, name: str, entry: dict, start: int) -> Tensor:
     dtype, shape = _DTYPES.get(entry["dtype"]), entry["shape"]
     if dtype is None:
-        raise ValueError(f"{name} has the unknown dtype {entry['dtype']!r}")
+        raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
     begin, end = entry["data_offsets"]
     if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"{name} has a shape that is no list of numbers")
+        raise ValueError(f"{name!r} has a shape that is no list of numbers")
     # Python's integers: a product of 64 bits can wrap around to the right one.
     if len(shape) > _MOST_DIMENSIONS or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name} of shape {shape} and {entry['dtype']} has {end - begin} bytes")
+        raise ValueError(f"{name!r} of shape {shape} and {entry['dtype']} has {end - begin} bytes")
     return Tensor(tuple(shape), dtype, _reader(path, start + begin, dtype, tuple(shape)))
 
 

@@ -113,7 +113,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=False, policy=policy)
         scan = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=c.depth,
