@@ -1,6 +1,7 @@
 # make demo    set up .venv and sample pictures with the shipped model into out/demo
 # make test    set up .venv with the tools of a developer and run the tests
 # make check   lint, types and tests
+# make setup-reference   also PyTorch and what the tests compare with; without it they skip that
 # Also: setup, setup-dev, lint, types, format, constraints.
 
 PYTHON ?= python3
@@ -15,10 +16,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .venv.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format setup setup-dev constraints
+.PHONY: help demo test check lint types format setup setup-dev setup-reference constraints
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 demo: setup
 	@$(BIN)/python sample.py text $(DEMO_PROMPTS) --out $(DEMO_OUT)
@@ -45,6 +46,9 @@ setup:
 setup-dev:
 	@$(LOCK) $(MAKE) --silent --no-print-directory .venv/installed-dev
 
+setup-reference:
+	@$(LOCK) $(MAKE) --silent --no-print-directory .venv/installed-reference
+
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "unclip_jax needs Python 3.11 or newer as $(PYTHON): install one, or say make PYTHON=python3.12" >&2; exit 2; }
@@ -56,6 +60,13 @@ setup-dev:
 .venv/installed-dev: .venv/installed
 	@echo "Adding the developer's tools to .venv ..."
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/installed-reference: .venv/installed-dev tests/reference-packages.txt
+	@echo "Adding PyTorch and the references to .venv ..."
+	@$(PIP) torch==2.13.0
+	@$(PIP) --no-deps -r tests/reference-packages.txt
+	@$(PIP) einops importlib-metadata psutil pydantic pyyaml requests tokenizers tqdm
 	@touch $@
 
 # The newest versions that fit, for every supported Python; names and versions only. Needs uv.
