@@ -16,6 +16,8 @@ VERBS = {
     "fit-codes": "PCA and buckets for the autoregressive prior",
     "fit-linear": "the linear prior in closed form, from one pass over a data set",
     "fit-variance": "the diffusion prior's best sampling variances, from held-out pictures",
+    "convert": "a PyTorch checkpoint (Karlo, CLIP, GLIDE, ADM, DALLE2-pytorch) as a folder of ours",
+    "compare": "a PyTorch reference beside ours: every block, every step, the pictures",
     "export": "a run's averaged weights as safetensors with config",
     "evaluate": "retrieval, prior cosines and caption match of a model",
 }

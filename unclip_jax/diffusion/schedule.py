@@ -25,8 +25,8 @@ class Schedule:
 
     Hash and equality are identity, so that a schedule can be a static argument of `jax.jit`.
 
-    betas, alphas_bar, alphas_bar_prev: [N] float64, or float32 from `float32_tables`; beta_i = 1 - abar_i / abar_{i-1} of *this*
-        chain, and alphas_bar_prev[0] = 1.
+    betas, alphas_bar, alphas_bar_prev: [N] float64, or float32 from `float32_tables`;
+        beta_i = 1 - abar_i / abar_{i-1} of *this* chain, and alphas_bar_prev[0] = 1.
     timesteps: [N] int32, increasing: the index each step has in the training chain. Networks are
         always given timesteps[i], never i.
     num_train_timesteps: length T of the training chain.

@@ -36,8 +36,8 @@ STAGES: dict[str, type] = {
 """What a model may consist of: the name of a stage's folder, and the recipe it was trained by."""
 UPSAMPLERS = tuple(name for name, recipe in STAGES.items() if recipe is UpsamplerRecipe)
 ALONE = ("noised_clip", "classifier", *UPSAMPLERS)
-"""Stages that are not trained for a CLIP. The numbers stand for the first and the second upsampler after
-a decoder of 64 x 64. One that ends in `_last` takes the last step of the other."""
+"""Stages that are not trained for a CLIP. The numbers stand for the first and the second upsampler
+after a decoder of 64 x 64. One that ends in `_last` takes the last step of the other."""
 
 
 def check_stages(stages: dict[str, Stage]) -> None:

@@ -31,8 +31,8 @@ from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneSt
 from unclip_jax.training.recipes.prior import PriorRecipe
 
 Draw = Callable[[Any, Caption, Array], Array]
-"""(parameters, captions of B rows, keys [B]) → image embeddings [B, E] float32, of unit norm or, from
-a prior in whitened space, as CLIP would make them."""
+"""(parameters, captions of B rows, keys [B]) → image embeddings [B, E] float32, of unit norm or,
+from a prior in whitened space, as CLIP would make them."""
 
 
 def make_prior(

@@ -23,11 +23,13 @@ def clip_stage(imported: ImportedCLIP, *, unit_embeddings: bool = True) -> Stage
     """
     tokenizer = imported.tokenizer
     if tokenizer is None:
-        raise UserError("this CLIP's vocabulary is not CLIP's: give the folder of its tokenizer")
+        raise UserError("this CLIP's vocabulary is not CLIP's: name the folder of its tokenizer with "
+            "--tokenizer")
     model = replace(imported.config, unit_embeddings=unit_embeddings)
     recipe = CLIPRecipe(
         model=model,
         tokenizer=_tokenizer_config(tokenizer),
+        loss="sigmoid" if model.has_logit_bias else "softmax",
         data=DataConfig(image_size=model.image_size),
     )
     return Stage(recipe, imported.params, tokenizer, 0, weights_id(imported.params))

@@ -72,7 +72,8 @@ class UNetConfig:
         for mult in self.channel_mult:
             if self.channels * mult % self.groups:
                 raise UserError(
-                    f"{self.channels * mult} channels are not divisible by groups {self.groups}"
+                    f"{self.channels * mult} channels are not divisible by groups {self.groups}: "
+                    "change channels or groups"
                 )
 
     @property

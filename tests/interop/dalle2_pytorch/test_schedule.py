@@ -98,7 +98,7 @@ def test_a_missing_table_is_refused() -> None:
 
 def test_schedules_that_reach_one_are_refused() -> None:
     for name in ("linear", "quadratic", "sigmoid"):
-        with pytest.raises(UserError, match="21 or more"):
+        with pytest.raises(UserError, match="20 or more"):
             make_noise_schedule(name, 19)
     with pytest.raises(UserError, match="'cubic'"):
         make_noise_schedule("cubic", 100)  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ not compute is refused by name.
 from __future__ import annotations
 
 import json
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,9 +118,8 @@ def unet_config(folder: Path, context_width: int | None) -> UNetConfig:
     """UNet2DConditionModel's or UNet2DModel's config.json, of the blocks that unCLIP uses."""
     data = _checked(folder, _UNET_FIXED)
     path, channels = folder / "config.json", data["block_out_channels"]
-    mults = tuple(width // channels[0] for width in channels)
-    if [mult * channels[0] for mult in mults] != list(channels):
-        raise UserError(f"{path}: block_out_channels {channels} are not multiples of the first")
+    # The sinusoids of the timestep are as many as the first level's channels.
+    unit = channels[0] if not any(width % channels[0] for width in channels) else gcd(*channels)
     down, up = data["down_block_types"], data["up_block_types"]
     attends = [kind in _ATTENDS for kind in down]
     if not all(kind in _ATTENDS + _PLAIN for kind in [*down, *up]) or attends[::-1] != [
@@ -130,8 +130,8 @@ def unet_config(folder: Path, context_width: int | None) -> UNetConfig:
     time_norm = norms.get(data.get("resnet_time_scale_shift", "default"))
     if time_norm is None:
         raise UserError(
-            f"{path}: resnet_time_scale_shift {data['resnet_time_scale_shift']!r} is not supported: "
-            "scale_shift and default are"
+            f"{path}: resnet_time_scale_shift {data['resnet_time_scale_shift']!r} is not "
+            "supported: scale_shift and default are"
         )
     has_context = context_width is not None
     if has_context and data.get("cross_attention_dim") != context_width:
@@ -144,12 +144,13 @@ def unet_config(folder: Path, context_width: int | None) -> UNetConfig:
         image_size=size,
         in_channels=data["in_channels"],
         out_channels=data["out_channels"],
-        channels=channels[0],
-        channel_mult=mults,
+        channels=unit,
+        channel_mult=tuple(width // unit for width in channels),
+        time_channels=None if unit == channels[0] else channels[0],
         depth=tuple(layers) if isinstance(layers, list) else (layers,),
         attention_resolutions=tuple(size // 2**i for i, does in enumerate(attends) if does),
         has_middle_attention=_has_middle_attention(data),
-        head_channels=data.get("attention_head_dim") or 8,
+        **_heads(path, data, channels),
         context_width=context_width,
         time_norm="scale_shift" if time_norm == "scale_shift" else "additive",
         groups=data["norm_num_groups"],
@@ -195,6 +196,22 @@ def upsampler_recipe(unet: UNetConfig, diffusion: DiffusionConfig) -> UpsamplerR
     )
 
 
+def _heads(path: Path, data: dict[str, Any], channels: list[int]) -> dict[str, int]:
+    """A width of heads for all levels; of a list with one for each, that or their number."""
+    given = data.get("attention_head_dim") or 8
+    widths = given if isinstance(given, list) else [given] * len(channels)
+    if len(set(widths)) == 1:
+        return {"head_channels": widths[0]}
+    counts = {divmod(*pair) for pair in zip(channels, widths, strict=True)}
+    ((count, rest),) = counts if len(counts) == 1 else {(0, 1)}
+    if rest:
+        raise UserError(
+            f"{path}: attention_head_dim {given} is neither one width nor one number of heads at "
+            "every level, which is what is supported"
+        )
+    return {"heads": count}
+
+
 def _has_middle_attention(data: dict[str, Any]) -> bool:
     middle = data.get("mid_block_type", "UNetMidBlock2D")
     if middle == "UNetMidBlock2D":
@@ -208,7 +225,7 @@ def _checked(folder: Path, fixed: dict[str, Any]) -> dict[str, Any]:
     for name, value in fixed.items():
         if data.get(name, value) != value:
             raise UserError(
-                f"{path}: {name} is {data[name]!r}, and only {value!r} is supported: this is not an "
-                "unCLIP component"
+                f"{path}: {name} is {data[name]!r}, and only {value!r} is supported: this is not "
+                "an unCLIP component"
             )
     return data

@@ -1,0 +1,134 @@
+"""unclip compare karlo FOLDER: a PyTorch reference beside this package, block by block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unclip_jax.cli.overrides import parse
+from unclip_jax.errors import UserError
+
+KINDS = ("karlo", "clip", "dalle2_pytorch", "glide")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Runs the PyTorch reference and this package with the same weights, inputs and noise, and
+    prints every block with its error, then every step of the sampling, then whether all passed.
+    Exit code 1 if a row does not. Where torch is not installed, give a trace that was recorded
+    where it is."""
+
+    reference: Literal["karlo", "clip", "dalle2_pytorch", "glide"]
+    """Which reference."""
+    folder: str
+    """The checkpoint: a folder, or a file."""
+    record: str | None = None
+    """Write what the reference was given and what it said into this file."""
+    trace: str | None = None
+    """Read such a file instead of running the reference."""
+    model: str | None = None
+    """karlo: take our side from this folder, which `unclip convert` wrote, instead of reading the
+    checkpoint anew."""
+    prompt: tuple[str, ...] = ("a red apple on a wooden table", "a photograph of a teddy bear")
+    """karlo, clip: captions."""
+    steps: tuple[int, int, int] = (25, 25, 7)
+    """karlo: of prior, decoder and upsampler."""
+    seed: int = 0
+    """Of inputs and noise."""
+    out: str | None = None
+    """Folder for the table as text and for the pictures side by side."""
+    config: str | None = None
+    """dalle2_pytorch: the JSON config, if it is not in the file."""
+    version: str | None = None
+    """dalle2_pytorch: the version that wrote the file, or legacy or current."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table; returns 0 if every row passes, else 1."""
+    options = parse(CompareOptions, arguments, default=None, program="unclip compare")
+    if options.record and options.trace:
+        raise UserError("--record runs the reference and --trace replaces it: give one of them")
+    import jax
+
+    from unclip_jax.cli.runtime import prepare_jax
+
+    prepare_jax()
+    # Products of float32 in less than float32 would hide what is compared.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    from unclip_jax.interop.comparison.rows import table
+
+    began = time.monotonic()
+    rows, notes, pictures = _sides(options)
+    print(table(rows))
+    failed = [row for row in rows if not row.passes]
+    lines = [*notes, _verdict(rows, failed, time.monotonic() - began)]
+    print("\n".join(lines))
+    if options.out:
+        folder = Path(options.out).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "\n".join([table(rows), *lines]) + "\n"
+        (folder / "comparison.txt").write_text(text, encoding="utf-8")
+        if pictures:
+            _save_pictures(folder / "comparison.png", pictures)
+    return 1 if failed else 0
+
+
+def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
+    """Rows, remarks, and pictures (the reference's, ours) if there are any."""
+    folder = Path(options.folder).expanduser()
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist: name a checkpoint's file or folder")
+    if options.model and options.reference != "karlo":
+        raise UserError("--model is for karlo: leave it out")
+    given = {
+        "record": None if options.record is None else Path(options.record).expanduser(),
+        "trace": None if options.trace is None else Path(options.trace).expanduser(),
+        "seed": options.seed,
+        "progress": lambda stage: print(f"reference: {stage} ...", flush=True),
+    }
+    if options.reference == "karlo":
+        from unclip_jax.interop.comparison.run_karlo import run_karlo
+
+        model = None if options.model is None else Path(options.model).expanduser()
+        return run_karlo(folder, model, options.prompt, options.steps, **given)
+    if options.reference == "clip":
+        from unclip_jax.interop.comparison.clip import run_clip
+
+        return run_clip(folder, options.prompt, **given)
+    if options.reference == "glide":
+        from unclip_jax.interop.comparison.glide import run_glide
+
+        return run_glide(folder, **given)
+    from unclip_jax.interop.comparison.dalle2 import run_dalle2
+
+    config = None if options.config is None else Path(options.config).expanduser()
+    return run_dalle2(folder, config, options.version, **given)
+
+
+def _verdict(rows: list[Any], failed: list[Any], seconds: float) -> str:
+    if not failed:
+        worst = max(rows, key=lambda row: row.relative / row.tolerance if row.tolerance else 0)
+        return (
+            f"all {len(rows)} rows pass ({seconds:.0f} s); nearest to its tolerance: {worst.name}, "
+            f"{worst.relative:.1e} of {worst.tolerance:.0e}"
+        )
+    return (
+        f"{len(failed)} of {len(rows)} rows differ ({seconds:.0f} s); the first is {failed[0].name}"
+    )
+
+
+def _save_pictures(path: Path, pictures: list[Any]) -> None:
+    import numpy as np
+
+    from unclip_jax.data.images import make_grid, save_png
+
+    reference, ours = (
+        np.clip(np.round((np.asarray(side) + 1) * 127.5), 0, 255).astype(np.uint8)
+        for side in pictures
+    )
+    pairs = np.stack([reference, ours], 1).reshape(-1, *reference.shape[1:])
+    save_png(path, make_grid(pairs, 2))
+    print(f"the reference's pictures on the left, ours on the right: {path}")
