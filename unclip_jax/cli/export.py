@@ -14,8 +14,17 @@ from unclip_jax.errors import UserError
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The averaged weights of runs as safetensors with configs, a folder for each stage."""
+    """The averaged weights of runs as safetensors with configs, a folder for each stage, and a
+    model card; or, with --format, as the files of a PyTorch project."""
 
+    model: str | None = None
+    """A model folder, or a shipped model: all its stages, to be exported in another format."""
+    format: Literal["unclip", "hf_clip", "open_clip", "openai_clip", "karlo", "karlo_original"] = (
+        "unclip"
+    )
+    """hf_clip: a folder for transformers' CLIPModel. open_clip: one for OpenCLIP. openai_clip: the
+    state dict of OpenAI's code. karlo: diffusers' components. karlo_original: Karlo's own files. A
+    stage that would compute something else there is refused by name."""
     clip: str | None = None
     """Run folder of the CLIP."""
     prior: str | None = None
@@ -62,13 +71,23 @@ def main(arguments: Sequence[str]) -> int:
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
+    from unclip_jax.cli.export_foreign import export_foreign
     from unclip_jax.config import to_dict
-    from unclip_jax.generation.model_folder import ALONE, STAGES, read_sampling
+    from unclip_jax.generation.model_card import model_card
+    from unclip_jax.generation.model_folder import ALONE, STAGES, read_model, read_sampling
     from unclip_jax.training.recipe import stage_of
     from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
     from unclip_jax.training.weights import load_stage, save_stage
 
     named = {name: path for name in STAGES if (path := getattr(options, name, None)) is not None}
+    if options.model is not None:
+        if options.format == "unclip" or named:
+            raise UserError(
+                "--model is for a whole model in another --format: leave the other stages out"
+            )
+        stages, _ = read_model(options.model)
+        export_foreign(options.format, stages, Path(options.out), options.dtype)
+        return 0
     if not named:
         raise UserError("there is nothing to export: name a run with --clip, --prior or --decoder")
     stages = {name: load_stage(path) for name, path in named.items()}
@@ -83,6 +102,9 @@ def main(arguments: Sequence[str]) -> int:
     if len(set(ids.values())) > 1:
         raise UserError(f"these stages were trained for different CLIPs: {ids}")
     out = Path(options.out)
+    if options.format != "unclip":
+        export_foreign(options.format, stages, out, options.dtype)
+        return 0
     for name, stage in stages.items():
         recipe: Any = stage.recipe
         if hasattr(recipe, "clip"):  # a path of this machine
@@ -93,6 +115,9 @@ def main(arguments: Sequence[str]) -> int:
     sampling = _sampling(options, read_sampling(out), stages)
     text = json.dumps(to_dict(sampling), indent=1) + "\n"
     (out / "sampling.json").write_text(text, encoding="utf-8")
+    there = {name: load_stage(out / name) for name in STAGES if (out / name).is_dir()}
+    card = model_card(out.name, there)
+    (out / "README.md").write_text(card, encoding="utf-8")
     return 0
 
 

@@ -23,8 +23,9 @@ def clip_stage(imported: ImportedCLIP, *, unit_embeddings: bool = True) -> Stage
     """
     tokenizer = imported.tokenizer
     if tokenizer is None:
-        raise UserError("this CLIP's vocabulary is not CLIP's: name the folder of its tokenizer with "
-            "--tokenizer")
+        raise UserError(
+            "this CLIP's vocabulary is not OpenAI's: name its tokenizer's folder with --tokenizer"
+        )
     model = replace(imported.config, unit_embeddings=unit_embeddings)
     recipe = CLIPRecipe(
         model=model,

@@ -213,23 +213,29 @@ def _read_safetensors(path: Path, abstract: Any) -> Any:
     Raises:
         UserError: the file is missing or damaged, or a name or shape differs; names the first.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
+    expected = flatten(abstract)
     try:
-        arrays = load_file(path)
+        with safe_open(path, "numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            odd = sorted(set(shapes) ^ set(expected))
+            if odd:
+                where = "does not belong to" if odd[0] in shapes else "lacks a weight of"
+                raise UserError(
+                    f"{path} {where} the model in config.json: {odd[0]} ({len(odd)} in all)"
+                )
+            for name, leaf in expected.items():
+                if shapes[name] != leaf.shape:
+                    raise UserError(
+                        f"{path}: {name} has shape {shapes[name]}, config.json needs {leaf.shape}"
+                    )
+            # One by one: the file and all of its float32 copies need not be in memory together.
+            return jax.tree_util.tree_map_with_path(
+                lambda place, _: jax.numpy.asarray(
+                    file.get_tensor(path_name(place)).astype(np.float32)
+                ),
+                abstract,
+            )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
-    expected = flatten(abstract)
-    odd = sorted(set(arrays) ^ set(expected))
-    if odd:
-        where = "does not belong to" if odd[0] in arrays else "lacks a weight of"
-        raise UserError(f"{path} {where} the model in config.json: {odd[0]} ({len(odd)} in all)")
-    for name, leaf in expected.items():
-        if arrays[name].shape != leaf.shape:
-            raise UserError(
-                f"{path}: {name} has shape {arrays[name].shape}, config.json needs {leaf.shape}"
-            )
-    return jax.tree_util.tree_map_with_path(
-        lambda place, _: jax.numpy.asarray(arrays[path_name(place)].astype(np.float32)), abstract
-    )

@@ -1,0 +1,55 @@
+"""unclip export --format ...: stages for transformers, OpenCLIP, diffusers or Karlo's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unclip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from unclip_jax.training.weights import Stage
+
+Foreign = Literal["hf_clip", "open_clip", "openai_clip", "karlo", "karlo_original"]
+
+
+def export_foreign(
+    kind: Foreign, stages: dict[str, Stage], out: Path, dtype: Literal["bfloat16", "float32"]
+) -> None:
+    """Write the stages that `kind` is made of.
+
+    Raises:
+        UserError: a stage is missing, or would compute something else there; nothing is written.
+    """
+    if kind in ("karlo", "karlo_original"):
+        from unclip_jax.interop.karlo.export import export_karlo_folder, export_karlo_original
+
+        write: Any = export_karlo_folder if kind == "karlo" else export_karlo_original
+        components = write(stages, out, dtype) if kind == "karlo" else write(stages, out)
+        print(f"{', '.join(components)} in {out}")
+        return
+    if "clip" not in stages:
+        raise UserError(f"--format {kind} needs a CLIP: name it with --clip or --model")
+    _export_clip(kind, stages["clip"], out)
+    print(f"clip in {out}")
+
+
+def _export_clip(kind: Foreign, stage: Stage, out: Path) -> None:
+    import numpy as np
+
+    from unclip_jax.interop import clip_export
+    from unclip_jax.interop.clip_stage import clip_config
+    from unclip_jax.interop.safetensors_file import write_safetensors
+    from unclip_jax.interop.tensors import read_all
+
+    config = clip_config(stage)
+    if kind == "hf_clip":
+        clip_export.export_hf_clip(config, stage.params, stage.tokenizer, out)
+    elif kind == "open_clip":
+        clip_export.export_open_clip(config, stage.params, out)
+    else:
+        tensors = clip_export.export_openai_state(config, stage.params)
+        out.mkdir(parents=True, exist_ok=True)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        path, dtype = out / "model.safetensors", np.dtype(np.float32)
+        write_safetensors(path, shapes, read_all(tensors), dtype, metadata={"format": "pt"})
