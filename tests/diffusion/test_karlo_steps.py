@@ -17,7 +17,7 @@ import pytest
 from unclip_jax.diffusion.guidance import threshold
 from unclip_jax.diffusion.process import split_variance, to_x0
 from unclip_jax.diffusion.samplers import SamplerConfig, make_step, sampling_schedule
-from unclip_jax.diffusion.schedule import Schedule, make_schedule
+from unclip_jax.diffusion.schedule import Schedule, float32_tables, make_schedule
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "karlo_sampler_steps.npz")
 TRAINING = make_schedule("cosine")
@@ -40,6 +40,22 @@ def previous(stage: str, chain: Schedule, i: int, xt, output, noise) -> np.ndarr
 
 def assert_equal(got: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(got - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("steps", [7, 25])
+def test_float32_tables_are_those_of_diffusers(steps: int) -> None:
+    """Its column order: t, previous t, abar, abar before, beta, and the two coefficients."""
+    chain = sampling_schedule(float32_tables(TRAINING), SamplerConfig(num_steps=steps))
+    table = GOLDEN[f"coef_{steps}"][::-1]
+    found = (chain.alphas_bar, chain.alphas_bar_prev, chain.betas)
+    for column, ours in zip((2, 3, 4), found, strict=True):
+        np.testing.assert_array_equal(ours, table[:, column].astype(np.float32))
+    np.testing.assert_allclose(chain.posterior_mean_coef1, table[:, 5], rtol=5e-7)
+    np.testing.assert_allclose(chain.posterior_mean_coef2, table[:, 6], rtol=5e-7)
+    # What the original does right and diffusers does not.
+    assert chain.posterior_mean_coef1[0] < 0.9996
+    exact = sampling_schedule(TRAINING, SamplerConfig(num_steps=steps))
+    assert exact.posterior_mean_coef1[0] == 1
 
 
 def single_precision_chain(stage: str) -> Schedule:

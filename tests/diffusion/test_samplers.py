@@ -19,6 +19,7 @@ from unclip_jax.diffusion.samplers import (
     row_noise,
     sample,
     sampling_schedule,
+    split_draws,
 )
 from unclip_jax.diffusion.schedule import Schedule, make_schedule, respace
 from unclip_jax.diffusion.steps import ddim_invert_step, ddim_step, ddpm_step
@@ -268,3 +269,18 @@ def test_config_checks_its_fields(field: str, values: dict) -> None:
     with pytest.raises(UserError, match=field) as error:
         SamplerConfig(**values)
     assert "\n" not in str(error.value)
+
+
+def test_draws_in_order_are_the_start_and_the_noise_of_each_step() -> None:
+    draws = jnp.arange(2 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 3)
+    start, noise = split_draws(draws, 4)
+    np.testing.assert_array_equal(start, draws[:, 0])
+    assert noise is not None and noise.shape == (4, 2, 3)
+    # The first step to be run is the last of the chain.
+    for index, drawn in ((3, 1), (2, 2), (1, 3)):
+        np.testing.assert_array_equal(noise[index], draws[:, drawn])
+    assert split_draws(None, 4) == (None, None)
+    start, noise = split_draws(draws[:, :1], 4)
+    assert noise is None and start is not None
+    with pytest.raises(UserError, match="3 draws for 4 steps"):
+        split_draws(draws[:, :3], 4)

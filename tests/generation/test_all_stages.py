@@ -15,7 +15,7 @@ from unclip_jax.data.tokenizer import train_bpe
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
 from unclip_jax.generation.code_sampling import CodeSamplerConfig
-from unclip_jax.generation.keys import image_keys
+from unclip_jax.generation.keys import fold_keys, image_keys
 from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.models.embedding_codes import CodeConfig, fit_codes
 from unclip_jax.pipeline import PRIORS, UnCLIP
@@ -94,14 +94,10 @@ def test_text_to_image_takes_every_road(unclip: UnCLIP) -> None:
     assert stages_seen == ["prior", "decoder", "upsampler_256"]
     facts = samples.metadata[0]
     assert facts["prior"] == "ar" and facts["upsample"] == 256
-    small = unclip.text_to_image("a red apple", 1, prior="ar")
-    expected = unclip.upsample(small.images, keys_of_upsampler(), 256)
+    keys = image_keys(0, [0])
+    small = unclip.decode(samples.embeddings, TEXTS[:1], fold_keys(keys, 1), as_float=True)
+    expected = unclip.upsample(small, fold_keys(keys, 2), 256)  # not rounded in between
     np.testing.assert_array_equal(samples.images, expected)
-
-
-def keys_of_upsampler() -> jax.Array:
-    """fold_in(image key, 2), as `text_to_image` has it."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, 2))(image_keys(0, [0]))
 
 
 def test_steering_changes_what_it_knows(unclip: UnCLIP) -> None:
@@ -175,3 +171,67 @@ def test_mistakes_are_named(unclip: UnCLIP) -> None:
         unclip.text_to_image("a", 1, prior="magic")
     with pytest.raises(UserError, match="was trained for 256 pixels"):
         UnCLIP({"clip": unclip.clip, "upsampler_1024": unclip.stage("upsampler_256")})
+
+
+def test_another_network_can_take_the_last_step_of_an_upsampler(unclip: UnCLIP) -> None:
+    first, last = unclip.stages["upsampler_256"], stage("upsampler")
+    changed = jax.tree.map(lambda leaf: -leaf, last.params)
+    both = UnCLIP(
+        {**unclip.stages, "upsampler_256_last": replace(last, params=changed)}, unclip.sampling
+    )
+    same = UnCLIP({**unclip.stages, "upsampler_256_last": first}, unclip.sampling)
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    keys = image_keys(0, range(1))
+
+    def drawn(model: UnCLIP, steps: int) -> np.ndarray:
+        how = replace(unclip.sampling, upsampler_256=replace(TWO_STEPS, num_steps=steps))
+        return model.upsample(images, keys, 256, how, as_float=True)
+
+    np.testing.assert_array_equal(drawn(same, 2), drawn(unclip, 2))
+    assert not np.array_equal(drawn(both, 2), drawn(unclip, 2))
+    # A chain of one step is its last step.
+    alone = UnCLIP(
+        {**unclip.stages, "upsampler_256": replace(first, params=changed)}, unclip.sampling
+    )
+    np.testing.assert_array_equal(drawn(both, 1), drawn(alone, 1))
+
+
+def test_noise_can_be_given(unclip: UnCLIP) -> None:
+    keys, random = image_keys(3, range(2)), np.random.default_rng(0)
+    size = unclip.stage("decoder").recipe.model.unet.image_size  # pyright: ignore
+    how = replace(
+        unclip.sampling,
+        num_candidates=1,
+        decoder=SamplerConfig(method="ddpm", num_steps=3),
+    )
+    vectors = random.standard_normal((2, 3, 16)).astype(np.float32)
+    drawn = unclip.sample_prior(TEXTS[:2], keys, how, noise=vectors)
+    again = unclip.sample_prior(TEXTS[:2], image_keys(9, range(2)), how, noise=vectors)
+    np.testing.assert_array_equal(drawn, again)  # no key is read
+    assert not np.array_equal(drawn, unclip.sample_prior(TEXTS[:2], keys, how))
+    pictures = random.standard_normal((2, 3, size, size, 3)).astype(np.float32)
+    first = unclip.decode(drawn, TEXTS[:2], keys, how, noise=pictures)
+    other = unclip.decode(drawn, TEXTS[:2], image_keys(9, range(2)), how, noise=pictures)
+    np.testing.assert_array_equal(first, other)
+    with pytest.raises(UserError, match="num_candidates"):
+        unclip.sample_prior(TEXTS[:2], keys, noise=vectors)
+    with pytest.raises(UserError, match="2 draws for 3 steps"):
+        unclip.decode(drawn, TEXTS[:2], keys, how, noise=pictures[:, :2])
+
+
+def test_a_decoder_can_read_clips_own_text(unclip: UnCLIP) -> None:
+    """Karlo's way: no text encoder of its own; without a caption's words pictures differ."""
+    recipe = toys.recipe("decoder")
+    clip = unclip.clip.recipe.model  # pyright: ignore
+    model = replace(recipe.model, text=None, clip_text_width=clip.text.width, masks_padding=True)
+    recipe = replace(recipe, model=model)
+    shapes = jax.eval_shape(lambda: init_params(recipe, jax.random.key(0)))
+    assert "text" not in shapes
+    params = jax.tree.map(jnp.asarray, toys.random_like(shapes))
+    decoder = Stage(recipe, params, unclip.tokenizer, 3, unclip.clip.clip_id)
+    karlo = UnCLIP({"clip": unclip.clip, "decoder": decoder}, unclip.sampling)
+    vectors, keys = unclip.encode_text(TEXTS[:1]).repeat(2, 0), image_keys(0, [0, 0])
+    images = karlo.decode(vectors, TEXTS[:2], keys, as_float=True)
+    assert not np.array_equal(images[0], images[1])
+    alone = karlo.decode(vectors[:1], TEXTS[:1], keys[:1], as_float=True)
+    np.testing.assert_array_equal(alone[0], images[0])

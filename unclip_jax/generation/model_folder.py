@@ -53,11 +53,10 @@ def check_stages(stages: dict[str, Stage]) -> None:
         if not isinstance(stage.recipe, STAGES[name]):
             raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
         if isinstance(stage.recipe, UpsamplerRecipe):
-            needed = int(name.removeprefix("upsampler_").removesuffix("_last")) * scale
-            if stage.recipe.data.image_size != needed:
+            number = int(name.removeprefix("upsampler_").removesuffix("_last"))
+            if stage.recipe.data.image_size not in (number, number * scale):
                 raise UserError(
-                    f"the {name} given was trained for {stage.recipe.data.image_size} pixels, this "
-                    f"model needs one for {needed:g}"
+                    f"the {name} given was trained for {stage.recipe.data.image_size} pixels"
                 )
         elif name not in ALONE and stage.clip_id != clip_id:
             raise UserError(
