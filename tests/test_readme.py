@@ -5,6 +5,7 @@ Only what would take minutes is shortened: training on one's own pictures gets t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.interop.tiny_karlo import write_tiny_karlo
 
 
 def _blocks(text: str) -> list[str]:
@@ -50,9 +53,13 @@ def folder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    folder: Path, command: str, importable: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if importable is not None:
+        environment["PYTHONPATH"] = str(importable)
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
@@ -119,6 +126,33 @@ def test_ones_own_pictures(readme: str, folder: Path) -> None:
     (sample,) = re.findall(r"`(python sample\.py text [^`]*--model [^`]*)`", readme)
     _run(folder, sample + " --num-images 1 --steps 2 --prior-steps 2 --out own")
     assert (folder / "own" / "grid.png").exists()
+
+
+def test_ones_own_weights(readme: str, folder: Path, repository: Path) -> None:
+    """With a small Karlo in the place of the published one."""
+    write_tiny_karlo(folder / "karlo-v1-alpha")
+    assert (
+        "stages: clip, prior" in _run(folder, _one(readme, "python -m unclip_jax convert")).stdout
+    )
+    few = " --num-images 1 --steps 2 --prior-steps 2 --upsample-steps 2"
+    sample = 'python sample.py text "a red frog on a leaf"'
+    _run(folder, _one(readme, sample) + few)
+    (picture,) = (folder / "frog").glob("0*.png")
+    with Image.open(picture) as opened:
+        assert opened.size == (64, 64)
+    compare = _one(readme, "python -m unclip_jax compare")
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("compare runs the reference, which is not installed")
+    # A CPU build of torch beside torchvision's own wheel needs two operators declared first.
+    program = (
+        "import sys; from tests.interop.clip_models import live; live('transformers'); "
+        "from unclip_jax.cli.main import main; main(sys.argv[1:])"
+    )
+    words = [f"python -c {shlex.quote(program)}", *compare.split()[3:], "--steps 3 3 2"]
+    done = _run(folder, " ".join(words), repository)
+    assert "rows pass" in done.stdout
+    with Image.open(folder / "compared" / "comparison.png") as opened:
+        assert opened.size[0] > opened.size[1] / 2
 
 
 def test_looking_at_the_data(readme: str, folder: Path) -> None:

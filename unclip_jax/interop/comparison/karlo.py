@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,16 +18,17 @@ from unclip_jax.generation.captions import Caption
 from unclip_jax.generation.decoder import Condition, make_decoder
 from unclip_jax.generation.guided import make_chain, make_guided
 from unclip_jax.generation.sampling import SamplingConfig
-from unclip_jax.interop.comparison.rows import BLOCK_TOLERANCE, Row, compare_arrays
+from unclip_jax.interop.comparison.rows import Row, compare_arrays
 from unclip_jax.interop.comparison.trace import Trace
 from unclip_jax.interop.foreign_stage import ForeignModel
 from unclip_jax.interop.unet_keys import unet_places
 from unclip_jax.models.clip import CLIP
-from unclip_jax.models.decoder import Decoder
-from unclip_jax.models.prior import DiffusionPrior
+from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.models.prior import DiffusionPrior, PriorConfig
 from unclip_jax.models.text import text_mask
 from unclip_jax.models.unet import UNet, UNetConfig
-from unclip_jax.models.upsampler import Upsampler, resize_low_resolution
+from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, resize_low_resolution
+from unclip_jax.training.recipes.decoder import DecoderRecipe
 from unclip_jax.training.weights import Stage
 
 TRAJECTORY_TOLERANCES = {"prior": 1e-4, "decoder": 5e-3, "super_res": 1e-4}
@@ -91,27 +93,23 @@ def _prior(
     stage: Stage, arrays: dict[str, np.ndarray], caption: Caption, how: SamplerConfig
 ) -> Iterator[Row]:
     recipe: Any = stage.recipe
-    module = DiffusionPrior(recipe.model)
-
-    def run(xt: Any, t: Any, text: Caption, **options: Any) -> Any:
-        mask = text_mask(text.tokens)
-        given = (xt, t, text.embedding, text.states, mask)
-        return module.apply({"params": stage.params}, *given, **options)
-
     probe = jnp.asarray(arrays["prior/probe"])
     blocks = len(_under(arrays, "prior/block/"))
-    _, kept = run(probe, _times(probe, 500), caption, **_KEPT)
-    stacked = kept["intermediates"]["transformer"]["blocks"]["__call__"][0][0]
+
+    def probed(t: int) -> Any:
+        return _prior_inside(recipe.model, stage.params, probe, _times(probe, t), caption)
+
+    stacked = probed(500)[1]["transformer"]["blocks"]["__call__"][0][0]
     for i in range(blocks):
         reference = arrays[f"prior/block/transformer_blocks.{i}"]
         yield compare_arrays(f"prior: transformer_blocks.{i}", stacked[i], reference)
-    yield from _outputs("prior", arrays, lambda t: run(probe, _times(probe, t), caption))
+    yield from _outputs("prior", arrays, probed)
     half = len(probe) // 2
     empty, prompted = (jax.tree.map(lambda x, s=s: x[s], caption) for s in _halves(half))
-    guided = make_guided(
-        run, prompted, jax.tree.map(lambda x: x[:1], empty), how, has_variance=False
-    )
-    x = yield from _trajectory("prior", arrays, recipe.diffusion, how, guided)
+    nothing = jax.tree.map(lambda x: x[:1], empty)
+
+    denoise = partial(_guided_prior, recipe.model, how, stage.params, prompted, nothing)
+    x = yield from _trajectory("prior", arrays, recipe.diffusion, how, denoise)
     assert stage.statistics is not None
     embedding = x * stage.statistics.deviation + stage.statistics.mean
     tolerance = TRAJECTORY_TOLERANCES["prior"]
@@ -122,26 +120,24 @@ def _decoder(
     stage: Stage, arrays: dict[str, np.ndarray], caption: Caption, how: SamplerConfig
 ) -> Generator[Row, None, np.ndarray]:
     recipe: Any = stage.recipe
-    module, mask = Decoder(recipe.model), text_mask(caption.tokens)
     embedding = jnp.asarray(np.tile(arrays["prior/embedding"], (2, 1)))
     half = len(embedding) // 2
     has = jnp.arange(2 * half) >= half
-
-    def run(xt: Any, t: Any, **options: Any) -> Any:
-        text = (caption.tokens, mask, caption.embedding, caption.states)
-        return module.apply({"params": stage.params}, xt, t, embedding, has, *text, **options)
-
     probe = jnp.asarray(arrays["decoder/probe"])
-    _, kept = run(probe, _times(probe, 500), **_KEPT)
-    found = kept["intermediates"]
+
+    def probed(t: int) -> Any:
+        given = (probe, _times(probe, t), embedding, has, caption)
+        return _decoder_inside(recipe.model, stage.params, *given)
+
+    found = probed(500)[1]
     condition = found["text_to_time"]["__call__"][0] + found["embedding_to_time"]["__call__"][0]
     yield compare_arrays("decoder: time condition", condition, arrays["decoder/time_condition"])
     yield compare_arrays("decoder: context", found["context"][0][0], arrays["decoder/context"])
     yield from _unet_rows("decoder", recipe.model.unet, arrays, found["unet"])
-    yield from _outputs("decoder", arrays, lambda t: run(probe, _times(probe, t)))
+    yield from _outputs("decoder", arrays, probed)
     empty, prompted = (jax.tree.map(lambda x, s=s: x[s], caption) for s in _halves(half))
     condition = Condition(embedding[:half], prompted, jax.tree.map(lambda x: x[:1], empty))
-    denoise = make_decoder(recipe, stage.params, condition, how)
+    denoise = partial(_guided_decoder, recipe, how, stage.params, condition)
     x = yield from _trajectory("decoder", arrays, recipe.diffusion, how, denoise)
     tolerance = TRAJECTORY_TOLERANCES["decoder"]
     yield compare_arrays("decoder: picture", x, arrays["decoder/picture"], tolerance)
@@ -150,43 +146,94 @@ def _decoder(
 
 def _upsampler_probe(stage: Stage, arrays: dict[str, np.ndarray], name: str) -> Iterator[Row]:
     recipe: Any = stage.recipe
-    module, probe = UNet(recipe.model.unet), jnp.asarray(arrays[f"{name}/probe"])
+    probe = jnp.asarray(arrays[f"{name}/probe"])
 
-    def run(t: int, **options: Any) -> Any:
-        return module.apply({"params": stage.params["unet"]}, probe, _times(probe, t), **options)
+    def probed(t: int) -> Any:
+        return _unet_inside(recipe.model.unet, stage.params["unet"], probe, _times(probe, t))
 
-    _, kept = run(500, **_KEPT)
-    yield from _unet_rows(name, recipe.model.unet, arrays, kept["intermediates"])
-    yield from _outputs(name, arrays, run)
+    yield from _unet_rows(name, recipe.model.unet, arrays, probed(500)[1])
+    yield from _outputs(name, arrays, probed)
 
 
 def _super_resolution(
     stage: Stage, last: Stage | None, arrays: dict[str, np.ndarray], how: SamplerConfig
 ) -> Generator[Row, None, np.ndarray]:
     recipe: Any = stage.recipe
-    module = Upsampler(recipe.model)
     small = jnp.clip(jnp.asarray(arrays["decoder/picture"]), -1, 1)
     size = tuple(4 * side for side in small.shape[1:3])
     resized = resize_low_resolution(small, size, recipe.model.resize)  # pyright: ignore
 
-    @jax.jit
-    def run(params: Any, xt: Any, t: Any) -> Any:
-        return module.apply({"params": params}, xt, t, resized, method=Upsampler.denoise)
-
     def denoise(xt: Any, t: Any) -> Any:
-        is_last = last is not None and int(t[0]) == 0
-        return run(last.params if is_last and last is not None else stage.params, xt, t)
+        own = last if last is not None and int(t[0]) == 0 else stage
+        return _upsampler(recipe.model, own.params, xt, t, resized)
 
-    x = yield from _trajectory("super_res", arrays, recipe.diffusion, how, denoise, jit=False)
+    x = yield from _trajectory("super_res", arrays, recipe.diffusion, how, denoise)
     tolerance = TRAJECTORY_TOLERANCES["super_res"]
     yield compare_arrays("super_res: picture", x, arrays["super_res/picture"], tolerance)
     return np.asarray(x)
 
 
-_KEPT: dict[str, Any] = {
-    "capture_intermediates": lambda _, method: method in ("__call__", "context"),
-    "mutable": ["intermediates"],
-}
+# One program for all timesteps and for both upsamplers. The parameters are arguments: as constants
+# they would be copied into it.
+
+
+@partial(jax.jit, static_argnums=0)
+def _prior_inside(config: PriorConfig, params: Any, x: Any, t: Any, text: Caption) -> Any:
+    given = (x, t, text.embedding, text.states, text_mask(text.tokens))
+    return _inside(DiffusionPrior(config), params, *given)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decoder_inside(
+    config: DecoderConfig, params: Any, x: Any, t: Any, embedding: Any, has: Any, text: Caption
+) -> Any:
+    given = (text.tokens, text_mask(text.tokens), text.embedding, text.states)
+    return _inside(Decoder(config), params, x, t, embedding, has, *given)
+
+
+@partial(jax.jit, static_argnums=0)
+def _unet_inside(config: UNetConfig, params: Any, x: Any, t: Any) -> Any:
+    return _inside(UNet(config), params, x, t)
+
+
+def _inside(module: Any, params: Any, *given: Any) -> Any:
+    """The output, and what every part of the network returned."""
+    out, kept = module.apply(
+        {"params": params},
+        *given,
+        capture_intermediates=lambda _, method: method in ("__call__", "context"),
+        mutable=["intermediates"],
+    )
+    return out, kept["intermediates"]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _guided_prior(
+    config: PriorConfig,
+    how: SamplerConfig,
+    params: Any,
+    text: Caption,
+    nothing: Caption,
+    x: Any,
+    t: Any,
+) -> Any:
+    def run(xt: Any, t: Any, text: Caption) -> Any:
+        given = (xt, t, text.embedding, text.states, text_mask(text.tokens))
+        return DiffusionPrior(config).apply({"params": params}, *given)
+
+    return make_guided(run, text, nothing, how, has_variance=False)(x, t)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _guided_decoder(
+    recipe: DecoderRecipe, how: SamplerConfig, params: Any, condition: Condition, x: Any, t: Any
+) -> Any:
+    return make_decoder(recipe, params, condition, how)(x, t)
+
+
+@partial(jax.jit, static_argnums=0)
+def _upsampler(config: UpsamplerConfig, params: Any, x: Any, t: Any, resized: Any) -> Any:
+    return Upsampler(config).apply({"params": params}, x, t, resized, method=Upsampler.denoise)
 
 
 def _trajectory(
@@ -195,13 +242,10 @@ def _trajectory(
     diffusion: Any,
     how: SamplerConfig,
     denoise: Callable[[Any, Any], Any],
-    *,
-    jit: bool = True,
 ) -> Generator[Row, None, Any]:
     """The chain from the reference's noise, running on its own from the first step to the last."""
     chain = make_chain(diffusion, how)
     step = make_step(chain, how, prediction=diffusion.prediction, variance=diffusion.variance)
-    run = jax.jit(denoise) if jit else denoise
     draws = jnp.asarray(arrays[f"{name}/noise"])
     yield compare_arrays(
         f"{name}: timesteps", chain.timesteps[::-1], arrays[f"{name}/timesteps"], 0.0
@@ -211,7 +255,7 @@ def _trajectory(
         index = len(chain) - 1 - i
         noise = draws[:, i + 1] if index else jnp.zeros_like(x)
         t = int(chain.timesteps[index])
-        x = step(x, run(x, _times(x, t)), _times(x, index), noise)
+        x = step(x, denoise(x, _times(x, t)), _times(x, index), noise)
         reference = arrays[f"{name}/step/{i:02d}"]
         yield compare_arrays(f"{name}: t={t}", x, reference, TRAJECTORY_TOLERANCES[name])
     return x
@@ -226,9 +270,11 @@ def _unet_rows(
         yield compare_arrays(f"{name}: {place.diffusers}", ours, reference)
 
 
-def _outputs(name: str, arrays: dict[str, np.ndarray], run: Callable[[int], Any]) -> Iterator[Row]:
+def _outputs(
+    name: str, arrays: dict[str, np.ndarray], probed: Callable[[int], Any]
+) -> Iterator[Row]:
     for t, reference in _under(arrays, f"{name}/out/").items():
-        yield compare_arrays(f"{name}: output at t={t}", run(int(t)), reference, BLOCK_TOLERANCE)
+        yield compare_arrays(f"{name}: output at t={t}", probed(int(t))[0], reference)
 
 
 def _under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

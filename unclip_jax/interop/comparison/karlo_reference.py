@@ -91,7 +91,7 @@ def _text(trace: Trace, folder: Path, tokens: np.ndarray) -> None:
 
 def _prior(trace: Trace, folder: Path, random: np.random.Generator, steps: int) -> None:
     import torch
-    from diffusers import PriorTransformer
+    from diffusers.models.transformers.prior_transformer import PriorTransformer
 
     model: Any = PriorTransformer.from_pretrained(folder / "prior").eval().float()
     text, states, mask = _text_inputs(trace)
@@ -121,7 +121,7 @@ def _prior(trace: Trace, folder: Path, random: np.random.Generator, steps: int) 
 
 def _decoder(trace: Trace, folder: Path, random: np.random.Generator, steps: int) -> None:
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 
     model: Any = UNet2DConditionModel.from_pretrained(folder / "decoder").eval().float()
@@ -168,7 +168,7 @@ def _decoder(trace: Trace, folder: Path, random: np.random.Generator, steps: int
 
 def _super_resolution(trace: Trace, folder: Path, random: np.random.Generator, steps: int) -> None:
     import torch
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     models: list[Any] = [
         UNet2DModel.from_pretrained(folder / f"super_res_{part}").eval().float()
@@ -226,17 +226,22 @@ def _probe(
     for t in PROBES:
         hooks, found = [], {}
         if t == PROBES[1]:
-            for block in blocks:
-
-                def keep(_module: Any, _inputs: Any, out: Any, block: str = block) -> None:
-                    found[block] = _last(out[0] if isinstance(out, tuple) else out)
-
-                hooks.append(model.get_submodule(block).register_forward_hook(keep))
+            hooks = [
+                model.get_submodule(block).register_forward_hook(_keeper(found, block))
+                for block in blocks
+            ]
         out = _last(run(x, t))
         for hook in hooks:
             hook.remove()
         trace.arrays |= {f"{name}/block/{block}": found[block] for block in blocks if found}
         trace.arrays[f"{name}/out/{t}"] = out
+
+
+def _keeper(found: dict[str, np.ndarray], block: str) -> Callable[[Any, Any, Any], None]:
+    def keep(_module: Any, _inputs: Any, out: Any) -> None:
+        found[block] = _last(out[0] if isinstance(out, tuple) else out)
+
+    return keep
 
 
 def _trajectory(
@@ -250,7 +255,7 @@ def _trajectory(
 ) -> Any:
     """The whole chain; every x_{t-1} and every draw is kept."""
     import torch
-    from diffusers import UnCLIPScheduler
+    from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 
     scheduler: Any = UnCLIPScheduler.from_pretrained(scheduler_folder)
     scheduler.set_timesteps(steps)
@@ -329,6 +334,6 @@ def _require() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"the reference cannot run here ({error}): pip install 'unclip_jax[reference]', or give "
-            "a trace that was recorded elsewhere with --trace"
+            f"the reference cannot run here ({error}): pip install 'unclip_jax[reference]', or "
+            "give a trace that was recorded elsewhere with --trace"
         ) from error

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from unclip_jax.errors import UserError
 from unclip_jax.interop.tensors import Tensors
 
 FORMAT = 1
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
 
 
 @dataclass
@@ -50,7 +53,9 @@ def save_trace(trace: Trace, path: Path) -> None:
     }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     # Names hold characters that a path inside a zip should not: the arrays are numbered.
-    numbered = {f"a{number}": array for number, array in enumerate(trace.arrays.values())}
+    numbered: dict[str, Any] = {
+        f"a{number}": array for number, array in enumerate(trace.arrays.values())
+    }
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, header=text, **numbered)
@@ -64,7 +69,7 @@ def load_trace(path: Path, kind: str) -> Trace:
             header = json.loads(file["header"].tobytes())
             arrays = {name: file[f"a{number}"] for number, name in enumerate(header["order"])}
         found, version = header["kind"], header["format"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path} is no trace ({error}): record one with --record") from error
     if version != FORMAT or found != kind:
         raise UserError(

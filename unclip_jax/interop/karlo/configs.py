@@ -150,7 +150,7 @@ def unet_config(folder: Path, context_width: int | None) -> UNetConfig:
         depth=tuple(layers) if isinstance(layers, list) else (layers,),
         attention_resolutions=tuple(size // 2**i for i, does in enumerate(attends) if does),
         has_middle_attention=_has_middle_attention(data),
-        **_heads(path, data, channels),
+        head_channels=_head_channels(path, data),
         context_width=context_width,
         time_norm="scale_shift" if time_norm == "scale_shift" else "additive",
         groups=data["norm_num_groups"],
@@ -196,20 +196,16 @@ def upsampler_recipe(unet: UNetConfig, diffusion: DiffusionConfig) -> UpsamplerR
     )
 
 
-def _heads(path: Path, data: dict[str, Any], channels: list[int]) -> dict[str, int]:
-    """A width of heads for all levels; of a list with one for each, that or their number."""
+def _head_channels(path: Path, data: dict[str, Any]) -> int:
+    """One for all levels: of a list, diffusers' way up takes the wrong ends."""
     given = data.get("attention_head_dim") or 8
-    widths = given if isinstance(given, list) else [given] * len(channels)
-    if len(set(widths)) == 1:
-        return {"head_channels": widths[0]}
-    counts = {divmod(*pair) for pair in zip(channels, widths, strict=True)}
-    ((count, rest),) = counts if len(counts) == 1 else {(0, 1)}
-    if rest:
+    widths = set(given) if isinstance(given, list) else {given}
+    if len(widths) != 1:
         raise UserError(
-            f"{path}: attention_head_dim {given} is neither one width nor one number of heads at "
-            "every level, which is what is supported"
+            f"{path}: attention_head_dim {given} differs from level to level, which is not "
+            "supported: heads are of one width"
         )
-    return {"heads": count}
+    return widths.pop()
 
 
 def _has_middle_attention(data: dict[str, Any]) -> bool:

@@ -2,6 +2,9 @@
 
 diffusers itself no longer opens the whole folder: its UnCLIPPipeline is deprecated. Here it is read
 as safetensors and JSON, component by component.
+
+Kandinsky's decoders take CLIP's embedding of an input of zeros where no picture is meant; they are
+not read here, and the prior is guided by the empty caption, as Karlo's.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ _SCHEDULERS = {
     "super_res": ("super_res_scheduler",),
 }
 """Where a component's scheduler may be; a Kandinsky prior has but one."""
+_PREPROCESSORS = ("feature_extractor", "image_processor")
+"""What Karlo and Kandinsky call it."""
 
 
 def open_diffusers_folder(folder: Path, coefficients: Coefficients = "original") -> ForeignModel:
@@ -51,7 +56,7 @@ def open_diffusers_folder(folder: Path, coefficients: Coefficients = "original")
             folder / "text_encoder",
             image_encoder=image_encoder if image_encoder.is_dir() else None,
             tokenizer=folder / "tokenizer",
-            preprocessor=folder / "feature_extractor",
+            preprocessor=_first(folder, _PREPROCESSORS),
         ),
         unit_embeddings=False,
     )
@@ -125,9 +130,13 @@ def _components(folder: Path, names: tuple[str, ...]) -> Tensors:
     return tensors
 
 
+def _first(folder: Path, names: tuple[str, ...]) -> Path:
+    """The first of these that is there, else the first."""
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+
+
 def _scheduler(folder: Path, stage: str) -> Path:
-    paths = [folder / name / "scheduler_config.json" for name in _SCHEDULERS[stage]]
-    for path in paths:
-        if path.exists():
-            return path
-    raise UserError(f"{paths[0]} is missing: restore the file")
+    path = _first(folder, tuple(f"{name}/scheduler_config.json" for name in _SCHEDULERS[stage]))
+    if not path.exists():
+        raise UserError(f"{path} is missing: restore the file")
+    return path

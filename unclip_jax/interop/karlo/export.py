@@ -192,12 +192,12 @@ def _components(name: str, stage: Stage, dtype: Dtype, limit: float) -> dict[str
         return _clip(stage)
     if name == "prior":
         config = configs.prior_component(name, recipe.model)
+        own = limit if recipe.model.is_whitened else None
+        scheduler = configs.scheduler_component(name, recipe.diffusion, own)
         params, statistics = folded_prior(stage)
         tensors = export_tensors(prior_keys(recipe.model, "diffusers"), params)
         pair = (statistics.mean[None], statistics.deviation[None])
         kept = from_arrays(dict(zip(STATISTICS, pair, strict=True)))
-        own = limit if recipe.model.is_whitened else None
-        scheduler = configs.scheduler_component(name, recipe.diffusion, own)
         return {
             "prior": _network(config, tensors, dtype, kept),
             "prior_scheduler": _scheduler(scheduler),

@@ -140,13 +140,16 @@ def decoder_component(stage: str, model: DecoderConfig) -> dict[str, Any]:
     """UNet2DConditionModel's config.json."""
     check_decoder(stage, model)
     unet, levels = model.unet, range(len(model.unet.channel_mult))
+    widths = [unet.channels * mult for mult in unet.channel_mult]
     names = ["SimpleCrossAttn" if unet.attends(level) else "Resnet" for level in levels]
     down = {"SimpleCrossAttn": "DownBlock2D", "Resnet": "DownsampleBlock2D"}
     up = {"SimpleCrossAttn": "UpBlock2D", "Resnet": "UpsampleBlock2D"}
-    head_dims = [
-        unet.channels * mult // unet.num_heads(unet.channels * mult) for mult in unet.channel_mult
-    ]
-    same = all(width == head_dims[0] for width in head_dims)
+    attending = [width for level, width in enumerate(widths) if unet.attends(level)]
+    head_dims = [width // unet.num_heads(width) for width in [*attending, widths[-1]]]
+    # diffusers takes a list of widths too, and reads it backwards on the way up.
+    is_uneven = len(set(head_dims)) > 1
+    field = f"model.unet.heads is {unet.heads}, which are {head_dims} channels wide"
+    refuse_misfits(stage, [(is_uneven, field, "heads are of one width")])
     return {
         "_class_name": "UNet2DConditionModel",
         **_unet_fields(unet),
@@ -154,7 +157,7 @@ def decoder_component(stage: str, model: DecoderConfig) -> dict[str, Any]:
         "down_block_types": [name + down[name] for name in names],
         "up_block_types": [name + up[name] for name in reversed(names)],
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-        "attention_head_dim": head_dims[0] if same else head_dims,
+        "attention_head_dim": head_dims[0],
         "cross_attention_dim": unet.context_width,
         "class_embed_type": "identity",
     }

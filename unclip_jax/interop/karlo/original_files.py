@@ -56,11 +56,13 @@ def open_original_files(
     clip: Path | None = None,
     coefficients: Coefficients = "original",
     given: Hyperparameters = Hyperparameters(),
+    tokenizer: Path | None = None,
 ) -> ForeignModel:
     """What the files in a folder are of prior, decoder, upsamplers, statistics and CLIP.
 
     Args:
         clip: a CLIP's folder or file, where the folder has none.
+        tokenizer: folder of its vocabulary, where that is neither OpenAI's nor beside its weights.
     Raises:
         UserError: a file that cannot be read, a part that is missing or there twice.
     """
@@ -75,7 +77,7 @@ def open_original_files(
     found = clip or (parts["clip"].path if "clip" in parts else None)
     if found is None:
         raise UserError(f"{folder} has no CLIP: put ViT-L-14.pt there, or name one with --clip")
-    stage = clip_stage(import_clip(found), unit_embeddings=False)
+    stage = clip_stage(import_clip(found, tokenizer=tokenizer), unit_embeddings=False)
     tables = "float64" if coefficients == "original" else "float32"
     stages: dict[str, ForeignStage] = {}
     if "prior" in parts:
