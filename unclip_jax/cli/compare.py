@@ -33,7 +33,7 @@ class CompareOptions:
     """karlo: take our side from this folder, which `unclip convert` wrote, instead of reading the
     checkpoint anew."""
     prompt: tuple[str, ...] = ("a red apple on a wooden table", "a photograph of a teddy bear")
-    """karlo, clip: captions."""
+    """karlo, clip, glide: captions."""
     steps: tuple[int, int, int] = (25, 25, 7)
     """karlo: of prior, decoder and upsampler."""
     seed: int = 0
@@ -44,6 +44,8 @@ class CompareOptions:
     """dalle2_pytorch: the JSON config, if it is not in the file."""
     version: str | None = None
     """dalle2_pytorch: the version that wrote the file, or legacy or current."""
+    clip_model: str | None = None
+    """clip, a bare state dict: openai, or a model of OpenCLIP such as ViT-H-14."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,8 +83,11 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     folder = Path(options.folder).expanduser()
     if not folder.exists():
         raise UserError(f"{folder} does not exist: name a checkpoint's file or folder")
-    if options.model and options.reference != "karlo":
-        raise UserError("--model is for karlo: leave it out")
+    belongs = {"model": "karlo", "clip_model": "clip", "config": "dalle2_pytorch"}
+    belongs["version"] = "dalle2_pytorch"
+    for name, reference in belongs.items():
+        if getattr(options, name) is not None and options.reference != reference:
+            raise UserError(f"--{name.replace('_', '-')} is for {reference}: leave it out")
     given = {
         "record": None if options.record is None else Path(options.record).expanduser(),
         "trace": None if options.trace is None else Path(options.trace).expanduser(),
@@ -97,14 +102,16 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     if options.reference == "clip":
         from unclip_jax.interop.comparison.clip import run_clip
 
-        return run_clip(folder, options.prompt, **given)
+        return run_clip(folder, options.prompt, **given, model=options.clip_model)
     if options.reference == "glide":
         from unclip_jax.interop.comparison.glide import run_glide
 
-        return run_glide(folder, **given)
+        return run_glide(folder, options.prompt, **given)
     from unclip_jax.interop.comparison.dalle2 import run_dalle2
 
     config = None if options.config is None else Path(options.config).expanduser()
+    if config is not None and not config.is_file():
+        raise UserError(f"{config} does not exist: name the JSON config")
     return run_dalle2(folder, config, options.version, **given)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ class ConvertOptions:
     """Reads a PyTorch checkpoint without torch and without unpickling, and checks every name and
     shape before anything is written. Karlo, Kandinsky's priors and CLIPs become model folders, for
     `sample.py --model FOLDER`, `UnCLIP.load(FOLDER)` or a recipe's `clip`; other networks become
-    folders for `unclip_jax.interop.network_folder.load_network`."""
+    folders for `unclip_jax.interop.network_folder.load_network`, those of DALLE2-pytorch for
+    `unclip_jax.interop.dalle2_pytorch.folder.load_dalle2`."""
 
     source: str
     """A file (.safetensors, .pt, .pth, .ckpt, .bin), or a folder in the layout of diffusers,
@@ -87,6 +89,21 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     kind = detect(source) if options.format == "auto" else options.format
     print(f"{source} is {kind}", flush=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        _write(options, kind, source, partial)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:  # what was interrupted or did not fit leaves nothing behind
+        shutil.rmtree(partial, ignore_errors=True)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{size / 1e6:.1f} MB in {folder} ({time.monotonic() - began:.0f} s)")
+    return 0
+
+
+def _write(options: ConvertOptions, kind: str, source: Path, folder: Path) -> None:
     if kind == "karlo":
         _karlo(options, source, folder)
     elif kind == "clip":
@@ -97,9 +114,6 @@ def main(arguments: Sequence[str]) -> int:
         _noised_clip(options, source, folder)
     else:
         _dalle2(options, kind, source, folder)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{size / 1e6:.1f} MB in {folder} ({time.monotonic() - began:.0f} s)")
-    return 0
 
 
 def _karlo(options: ConvertOptions, source: Path, folder: Path) -> None:

@@ -1,10 +1,11 @@
-"""A network that is not one of the paper's, as a folder: GLIDE, ADM, DALLE2-pytorch.
+"""A network that is not one of the paper's, as a folder: GLIDE, ADM.
 
     config.json        {"format": 1, "network": "glide", "source": ..., "config": {...}}
     model.safetensors  float32 or bfloat16, names as in the parameter tree
 
 `load_network` returns a Flax module and its parameters; such a network is called, not sampled by
-`sample.py`.
+`sample.py`. Priors and decoders of DALLE2-pytorch are more than one module: their folders are
+`dalle2_pytorch.folder`'s, which `load_dalle2` reads.
 """
 
 from __future__ import annotations
@@ -99,6 +100,10 @@ def load_network(folder: str | Path) -> tuple[nn.Module, Any]:
         raise UserError(
             f"{path} cannot be read ({error}): name a folder that `unclip convert` wrote"
         ) from error
+    if str(kind).startswith("dalle2_"):
+        raise UserError(
+            f"{path} is a {kind}: read it with interop.dalle2_pytorch.folder.load_dalle2"
+        )
     if kind not in _KINDS or version != FORMAT:
         raise UserError(f"{path} has a {kind} of format {version}: this version reads {FORMAT}")
     config = from_dict(_KINDS[kind], data.get("config"), f"{path}: ")

@@ -10,7 +10,7 @@ returns leaves the range of images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -147,6 +147,7 @@ def sample_stage(
     cond_scale: float = 1.0,
     inpainting: Inpainting | None = None,
     reference_compat: bool = False,
+    on_step: Callable[[Array], None] | None = None,
 ) -> tuple[Array, int]:
     """Images of one stage.
 
@@ -156,6 +157,7 @@ def sample_stage(
         shape: [B, S, S, C].
         conditions: keyword arguments of `unet.Unet`.
         first_draw: number of the initial noise.
+        on_step: is given x after every step, while it runs.
     Returns:
         [B, S, S, C] float32 in the config's image range, and the number of the next draw.
     """
@@ -199,6 +201,8 @@ def sample_stage(
         if kept is not None:
             back = schedule.q_sample_from_to(x, level(jnp.maximum(t_next, 0)), times, draw(renoise))
             x = jnp.where(renoise >= 0, back, x)
+        if on_step is not None:
+            jax.debug.callback(on_step, x, ordered=True)
         return (x, estimate), None
 
     rows = (steps.t, steps.t_next, steps.paste, steps.step, steps.renoise)
@@ -226,6 +230,7 @@ def sample(
     stop_at_unet_number: int | None = None,
     inpainting: Inpainting | None = None,
     reference_compat: bool = False,
+    on_step: Callable[[Array], None] | None = None,
 ) -> Array:
     """Images of the last stage that runs, [B, S, S, C] float32 in the config's image range.
 
@@ -236,6 +241,7 @@ def sample(
         batch: B where nothing else tells it.
         cond_scale: of every stage, or one each.
         image: [B, H, W, C], what the stage before `start_at_unet_number` (from 1) would give.
+        on_step: as for `sample_stage`.
     Raises:
         UserError: a condition that is missing or that the decoder does not have.
     """
@@ -272,6 +278,7 @@ def sample(
             cond_scale=scales[i],
             inpainting=inpainting,
             reference_compat=reference_compat,
+            on_step=on_step,
         )
     assert image is not None
     return image

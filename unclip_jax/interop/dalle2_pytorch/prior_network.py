@@ -172,7 +172,7 @@ class CausalTransformer(nn.Module):
             x_BTD = _norm("norm_in", x_BTD, stable=c.semantics.stable_norms)
         blocks = nn.scan(
             Block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=c.depth,

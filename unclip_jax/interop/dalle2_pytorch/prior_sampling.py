@@ -110,6 +110,7 @@ def make_sampler(
     cond_scale: float = 1.0,
     eta: float = 1.0,
     reference_compat: bool = False,
+    on_step: Callable[[Array], None] | None = None,
 ) -> tuple[Sampler, Steps]:
     """A jitted sampler and its steps.
 
@@ -118,6 +119,7 @@ def make_sampler(
         cond_scale: null + (cond - null) * cond_scale; 1 is off.
         eta: of DDIM.
         reference_compat: DDIM as the prior's own version of DALLE2-pytorch does it.
+        on_step: is given x after every step, while it runs.
     Raises:
         UserError: guidance where it has no meaning, steps that the chain has not, or noise
             prediction on a chain whose last step has no signal.
@@ -142,7 +144,7 @@ def make_sampler(
 
     @jax.jit
     def sample(params: Any, text: TextCondition, noise: Array) -> Array:
-        return _run(prior, steps, cond_scale, reference_compat, params, text, noise)
+        return _run(prior, steps, cond_scale, reference_compat, on_step, params, text, noise)
 
     return sample, steps
 
@@ -232,6 +234,7 @@ def _run(
     steps: Steps,
     cond_scale: float,
     reference_compat: bool,
+    on_step: Callable[[Array], None] | None,
     params: Any,
     text: TextCondition,
     noise: Array,
@@ -259,6 +262,8 @@ def _run(
             basis = raw if unclamped == "always" else x0
             rest = output if takes_output else schedule.noise_from_start(x, t, basis)
             x = signal * x0 + fresh * new + kept * rest
+        if on_step is not None:
+            jax.debug.callback(on_step, x, ordered=True)
         return (x, x0), None
 
     start = noise[0]

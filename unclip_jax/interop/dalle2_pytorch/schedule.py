@@ -132,7 +132,7 @@ def make_noise_schedule(
     roots, or along a sigmoid from -6 to 6. jsd: 1 / T, 1 / (T - 1), ..., 1.
 
     Raises:
-        UserError: an unknown name, no timestep, or so few that a beta passes 1; at 1 no signal is left.
+        UserError: an unknown name, no timestep, or so few that a beta passes 1.
     """
     if timesteps < 1:
         raise UserError(f"timesteps is {timesteps}: a noise schedule needs 1 or more")
