@@ -41,7 +41,8 @@ class ConvertOptions:
     """Karlo: the sampler's arithmetic. original is float64 and clips the prior at 10; diffusers
     repeats the rounding of its float32 tables, to compare with it."""
     tokenizer: str | None = None
-    """CLIP: folder of its vocabulary, if that is neither OpenAI's nor in the source."""
+    """CLIP, Karlo's own files: folder of the vocabulary, if that is neither OpenAI's nor beside the
+    weights."""
     clip_model: str | None = None
     """A CLIP's bare state dict: openai, or a model of OpenCLIP such as ViT-H-14."""
     vision_heads: int | None = None
@@ -121,7 +122,8 @@ def _karlo(options: ConvertOptions, source: Path, folder: Path) -> None:
 
     model = open_karlo(
         source,
-        clip=None if options.clip is None else Path(options.clip).expanduser(),
+        clip=_path(options.clip),
+        tokenizer=_path(options.tokenizer),
         coefficients=options.coefficients,
         prior_heads=options.prior_heads,
         heads=_heads(options),
@@ -145,7 +147,7 @@ def _clip(options: ConvertOptions, source: Path, folder: Path) -> None:
     given = StateDictOptions(
         options.clip_model, options.vision_heads, options.text_heads, options.activation
     )
-    tokenizer = None if options.tokenizer is None else Path(options.tokenizer).expanduser()
+    tokenizer = _path(options.tokenizer)
     stage = clip_stage(import_clip(source, tokenizer=tokenizer, options=given))
     save_stage(stage, folder / "clip", options.dtype)
     print(f"stages: clip ({stage.clip_id})")
@@ -181,17 +183,20 @@ def _noised_clip(options: ConvertOptions, source: Path, folder: Path) -> None:
 def _dalle2(options: ConvertOptions, kind: str, source: Path, folder: Path) -> None:
     from unclip_jax.interop.dalle2_pytorch.folder import convert_dalle2
 
-    config = None if options.config is None else Path(options.config).expanduser()
     said = convert_dalle2(
         kind,
         source,
         folder,
-        config=config,
+        config=_path(options.config),
         version=options.version,
         weights=options.weights,
         dtype=options.dtype,
     )
     print(said)
+
+
+def _path(given: str | None) -> Path | None:
+    return None if given is None else Path(given).expanduser()
 
 
 def _heads(options: ConvertOptions) -> Any:

@@ -16,6 +16,7 @@ def open_karlo(
     folder: Path,
     *,
     clip: Path | None = None,
+    tokenizer: Path | None = None,
     coefficients: Coefficients = "original",
     prior_heads: int | None = None,
     heads: HeadOptions = HeadOptions(),
@@ -24,8 +25,8 @@ def open_karlo(
     """A folder in diffusers' layout, or one with the original files.
 
     Args:
-        clip, prior_heads, heads, image_size: what original files do not tell; a diffusers folder
-            tells them itself.
+        clip, tokenizer, prior_heads, heads, image_size: what original files do not tell; a
+            diffusers folder tells them itself.
     Raises:
         UserError: options that are not needed, or a folder that is neither.
     """
@@ -33,8 +34,9 @@ def open_karlo(
         raise UserError(f"{folder} is a file: Karlo is a folder, of diffusers' or with its files")
     if not (folder / "text_encoder").is_dir():
         given = Hyperparameters(prior_heads, heads, image_size or 64)
-        return open_original_files(folder, clip, coefficients, given)
-    if (clip, prior_heads, heads, image_size) != (None, None, HeadOptions(), None):
+        return open_original_files(folder, clip, coefficients, given, tokenizer)
+    options = (clip, tokenizer, prior_heads, heads, image_size)
+    if options != (None, None, None, HeadOptions(), None):
         raise UserError(
             f"{folder} is a folder of diffusers', whose configs tell CLIP, heads and sizes: leave "
             "these options out"
