@@ -51,6 +51,11 @@ class CompareOptions:
 def main(arguments: Sequence[str]) -> int:
     """Prints the table; returns 0 if every row passes, else 1."""
     options = parse(CompareOptions, arguments, default=None, program="unclip compare")
+    if min(options.steps) < 2 or not options.prompt:
+        raise UserError(
+            f"--steps is {options.steps} with {len(options.prompt)} prompts: give 2 or more steps "
+            "each, and a prompt"
+        )
     if options.record and options.trace:
         raise UserError("--record runs the reference and --trace replaces it: give one of them")
     import jax
@@ -88,6 +93,8 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     for name, reference in belongs.items():
         if getattr(options, name) is not None and options.reference != reference:
             raise UserError(f"--{name.replace('_', '-')} is for {reference}: leave it out")
+    if options.record and not Path(options.record).expanduser().parent.is_dir():
+        raise UserError(f"--record {options.record}: its folder does not exist, make it first")
     given = {
         "record": None if options.record is None else Path(options.record).expanduser(),
         "trace": None if options.trace is None else Path(options.trace).expanduser(),

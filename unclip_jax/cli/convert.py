@@ -97,6 +97,8 @@ def main(arguments: Sequence[str]) -> int:
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): name another folder") from error
     finally:  # what was interrupted or did not fit leaves nothing behind
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -71,5 +71,6 @@ def _one_line(text: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     inside = [line for line in text.splitlines() if not line.lstrip().startswith(("╭", "╰"))]
     words = " ".join(re.sub(r"[│─]+", " ", line).strip() for line in inside)
+    words = re.sub(r"-{4,}", " ", words)  # the frame, where a terminal has no better lines
     words = re.sub(r"\s+", " ", words).strip()
     return re.sub(r" *(Argument helptext:|For full helptext).*$", "", words)
