@@ -145,7 +145,7 @@ def test_refusals(tmp_path: Path, capsys: Capture) -> None:
         (("clip", path, "--record", tmp_path / "a" / "b"), "make it first"),
         (("clip", path, "--model", tmp_path), "--model is for karlo"),
         (("karlo", path, "--clip-model", "openai"), "--clip-model is for clip"),
-        (("glide", path, "--version", "legacy"), "--version is for dalle2_pytorch"),
+        (("glide", path, "--era", "legacy"), "--era is for dalle2_pytorch"),
         (("dalle2_pytorch", path, "--config", tmp_path / "c.json"), "c.json does not exist"),
         (("glide", path, "--trace", trace), "is no trace"),
     ):

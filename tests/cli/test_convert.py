@@ -227,10 +227,10 @@ def test_a_prior_of_dalle2_pytorch(tmp_path: Path, capsys: Capture) -> None:
     former["net.null_text_embed"] = frozen.arrays()["net.null_text_encodings"]
     write_torch_archive(source, from_arrays(former))
     assert "name the era" in refused(capsys, source, tmp_path / "none")
-    assert "1.8 or earlier" in refused(capsys, source, tmp_path / "none", "--version", "current")
-    line = refused(capsys, source, tmp_path / "none", "--version", "legacy", "--weights", "ema")
+    assert "1.8 or earlier" in refused(capsys, source, tmp_path / "none", "--era", "current")
+    line = refused(capsys, source, tmp_path / "none", "--era", "legacy", "--weights", "ema")
     assert "only online weights" in line
-    assert convert(source, tmp_path / "legacy", "--version", "legacy") == 0
+    assert convert(source, tmp_path / "legacy", "--era", "legacy") == 0
     assert "dot attention" in capsys.readouterr().out
     prior = load_dalle2(tmp_path / "legacy")
     assert prior.config.net.semantics.attention == "dot"

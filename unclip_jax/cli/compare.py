@@ -42,8 +42,8 @@ class CompareOptions:
     """Folder for the table as text and for the pictures side by side."""
     config: str | None = None
     """dalle2_pytorch: the JSON config, if it is not in the file."""
-    version: str | None = None
-    """dalle2_pytorch: the version that wrote the file, or legacy or current."""
+    era: str | None = None
+    """dalle2_pytorch: legacy or current, or the version that wrote the file."""
     clip_model: str | None = None
     """clip, a bare state dict: openai, or a model of OpenCLIP such as ViT-H-14."""
 
@@ -89,7 +89,7 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     if not folder.exists():
         raise UserError(f"{folder} does not exist: name a checkpoint's file or folder")
     belongs = {"model": "karlo", "clip_model": "clip", "config": "dalle2_pytorch"}
-    belongs["version"] = "dalle2_pytorch"
+    belongs["era"] = "dalle2_pytorch"
     for name, reference in belongs.items():
         if getattr(options, name) is not None and options.reference != reference:
             raise UserError(f"--{name.replace('_', '-')} is for {reference}: leave it out")
@@ -119,7 +119,7 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     config = None if options.config is None else Path(options.config).expanduser()
     if config is not None and not config.is_file():
         raise UserError(f"{config} does not exist: name the JSON config")
-    return run_dalle2(folder, config, options.version, **given)
+    return run_dalle2(folder, config, options.era, **given)
 
 
 def _verdict(rows: list[Any], failed: list[Any], seconds: float) -> str:

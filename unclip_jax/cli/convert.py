@@ -67,9 +67,9 @@ class ConvertOptions:
     """ADM's classifiers: residual blocks of a level, where the names leave it open."""
     config: str | None = None
     """DALLE2-pytorch: the JSON config that lies beside the weights, if it is not in the file."""
-    version: str | None = None
-    """DALLE2-pytorch: the version that wrote the file, such as 1.4.2, or legacy or current. The
-    same names mean other networks before 1.4.3."""
+    era: str | None = None
+    """DALLE2-pytorch: legacy or current, or the version that wrote the file, such as 1.4.2, where
+    the file does not say. Before 1.4.3 the same names mean other networks."""
     weights: Literal["ema", "online"] | None = None
     """DALLE2-pytorch: which copy of the weights; None takes the averaged one where there is one."""
 
@@ -190,7 +190,7 @@ def _dalle2(options: ConvertOptions, kind: str, source: Path, folder: Path) -> N
         source,
         folder,
         config=_path(options.config),
-        version=options.version,
+        version=options.era,
         weights=options.weights,
         dtype=options.dtype,
     )
