@@ -31,9 +31,10 @@ from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, resize_low_r
 from unclip_jax.training.recipes.decoder import DecoderRecipe
 from unclip_jax.training.weights import Stage
 
-TRAJECTORY_TOLERANCES = {"prior": 1e-4, "decoder": 5e-3, "super_res": 1e-4}
-"""Relative, of x after any step. At guidance 8 the decoder amplifies rounding from step to step;
-its blocks are held to 1e-5 like all others."""
+TRAJECTORY_TOLERANCES = {"prior": 1e-4, "decoder": 5e-3, "super_res": 5e-3}
+"""Relative, of x after any step. The first step of a network that predicts eps multiplies its
+rounding by 2e4 wherever the clip does not bind, and guidance 8 amplifies it from step to step; the
+blocks of decoder and upsampler are held to 1e-5 like all others."""
 
 
 def compare_karlo(

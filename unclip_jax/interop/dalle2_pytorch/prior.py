@@ -22,6 +22,7 @@ from unclip_jax.interop.dalle2_pytorch.prior_checkpoint import (
 from unclip_jax.interop.dalle2_pytorch.prior_config import (
     PriorConfig,
     PriorNetworkConfig,
+    check_objects,
     infer_network,
     read_config,
 )
@@ -94,6 +95,8 @@ def import_prior(
     shapes = {name: tensor.shape for name, tensor in file.network.items()}
     found = infer_network(shapes, semantics_of(version))
     options = file.config if config is None else config
+    if options is not None:
+        check_objects(options, what)
     schedule = _schedule(file, found, options, what)
     full = read_config(options, found, timesteps=schedule.timesteps, beta_schedule=schedule.name)
     _check_rotary(file, full.net, what)

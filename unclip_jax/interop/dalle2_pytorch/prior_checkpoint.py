@@ -118,6 +118,11 @@ def _records(checkpoint: Mapping[str, Any]) -> tuple[str | None, Mapping[str, An
     """Version and config, as stored."""
     version, config = checkpoint.get("version"), checkpoint.get("config")
     if isinstance(config, str):
-        config = json.loads(config)
+        try:
+            config = json.loads(config)
+        except ValueError as error:
+            raise UserError(
+                f"the config in the file is no JSON ({error}): give it as a file of its own"
+            ) from error
     is_version = isinstance(version, str) or type(version).__name__ == "Version"
     return str(version) if is_version else None, config if isinstance(config, Mapping) else None

@@ -197,22 +197,40 @@ def read_config(
     diffusion = PriorConfig(found, timesteps=timesteps, beta_schedule=beta_schedule)
     if file is None:
         return diffusion
+    try:
+        return _stated(file, diffusion)
+    except (TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the config is not that of a prior ({error}): give the JSON that DALLE2-pytorch wrote"
+        ) from error
+
+
+def _stated(file: Mapping[str, Any], diffusion: PriorConfig) -> PriorConfig:
+    found = diffusion.net
     prior = file.get("prior", file)
     options = dict(prior if "net" in prior else {"net": prior})
     net = _network(dict(options["net"]), found)
     drop = options.pop("cond_drop_prob", 0.0)
+    if not _is_like(drop, 0.0):
+        raise UserError(f"the config says cond_drop_prob is {drop!r}, not a float: correct it")
     for name in ("text_cond_drop_prob", "image_cond_drop_prob"):
         options[name] = drop if options.get(name) is None else options[name]
     width = options.pop("image_embed_dim", None)
     stated = {"image_embed_dim": width} | {
         k: options.get(k) for k in ("timesteps", "beta_schedule")
     }
-    real = {"image_embed_dim": found.dim, "timesteps": timesteps, "beta_schedule": beta_schedule}
+    real = {
+        "image_embed_dim": found.dim,
+        "timesteps": diffusion.timesteps,
+        "beta_schedule": diffusion.beta_schedule,
+    }
     _agree(stated, real)
     ours = {k: v for k, v in options.items() if k not in _NOT_OURS}
     known = {field.name for field in dataclasses.fields(PriorConfig)}
     _know(ours, known, "prior")
-    return dataclasses.replace(diffusion, **{**_given(ours), "net": net})
+    return dataclasses.replace(diffusion, **{**_given(ours, diffusion), "net": net})
 
 
 def _network(options: dict[str, Any], found: PriorNetworkConfig) -> PriorNetworkConfig:
@@ -228,11 +246,36 @@ def _network(options: dict[str, Any], found: PriorNetworkConfig) -> PriorNetwork
         # None is a statement only here: sinusoids instead of a table.
         if value is not None or name == "num_timesteps":
             _agree({name: value}, {name: getattr(found, name)}, none_counts=True)
-    return dataclasses.replace(found, **_given({k: options[k] for k in free if k in options}))
+    given = _given({k: options[k] for k in free if k in options}, found)
+    return dataclasses.replace(found, **given)
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _given(options: Mapping[str, Any], like: Any) -> dict[str, Any]:
+    """Options that are not null, each of the type that the field of `like` has."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        known = getattr(like, name)
+        if not _is_like(value, known):
+            raise UserError(
+                f"the config says {name} is {value!r}, not a {type(known).__name__}: correct it"
+            )
+    return given
+
+
+def _is_like(value: Any, known: Any) -> bool:
+    if isinstance(known, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return known is None or type(value) is type(known)
+
+
+def check_objects(file: Any, what: str) -> None:
+    """UserError unless a config, its prior and its network are objects with fields."""
+    prior = file.get("prior", file) if isinstance(file, Mapping) else None
+    net = prior.get("net", prior) if isinstance(prior, Mapping) else None
+    if not isinstance(net, Mapping):
+        raise UserError(
+            f"the config of {what} is not that of a prior: give the JSON that DALLE2-pytorch wrote"
+        )
 
 
 def _know(options: Mapping[str, Any], known: set[str], what: str) -> None:

@@ -289,6 +289,7 @@ def _relative_buckets(queries: int) -> np.ndarray:
 def _sinusoids(t_B: Array, width: int) -> Array:
     """[B, width] float32: sines, then cosines; the slowest frequency is 1 / 10000."""
     half = width // 2
-    rates = np.exp(-np.arange(half, dtype=np.float32) * np.float32(math.log(_THETA) / (half - 1)))
+    exponents = -np.arange(half, dtype=np.float32) * np.float32(math.log(_THETA) / (half - 1))
+    rates = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t_B.astype(jnp.float32)[:, None] * rates
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

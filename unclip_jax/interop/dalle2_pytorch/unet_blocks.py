@@ -42,7 +42,9 @@ def sinusoids(t: Array, width: int) -> Array:
         [B, width] float32.
     """
     half = width // 2
-    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -(math.log(10_000) / (half - 1)))
+    # Rounded as torch does; XLA's exponential is less exact than torch's.
+    exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10_000) / (half - 1))
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
