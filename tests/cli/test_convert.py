@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.interop.clip_models import hf_from_openai, save_arrays
 from tests.interop.comparison import Frozen, assert_same_trees
@@ -306,3 +307,24 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path: Path, capsys: Captur
     old = tmp_path / "old.pth"
     old.write_bytes(b"cos\nsystem\n(X\x04\x00\x00\x00truetR.")
     assert "no torch archive" in refused(capsys, old, tmp_path / "out")
+
+
+def test_a_lost_projection_is_missed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without the tensor the text encoder could pass for one that has none."""
+    folder = tmp_path / "karlo"
+    write_tiny_karlo(folder)
+    path = folder / "text_encoder" / "model.safetensors"
+    arrays = load_file(path)
+    del arrays["text_projection.weight"]
+    save_file(arrays, path)
+    assert "1 missing" in refused(capsys, folder, tmp_path / "none")
+
+
+def test_a_neighbouring_folder_is_left_alone(tmp_path: Path) -> None:
+    write_tiny_karlo(tmp_path / "karlo")
+    precious = tmp_path / "ours.partial" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    assert convert(tmp_path / "karlo", tmp_path / "ours") == 0
+    assert precious.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["karlo", "ours", "ours.partial"]

@@ -95,7 +95,7 @@ def test_a_clip_of_hugging_face(eos: int, tmp_path: Path) -> None:
     assert any("CLIPModel of transformers" in note for note in notes)
     again, notes = compare(path, trace=tmp_path / "trace.npz")
     assert again == rows
-    assert any("tensors are those of the trace, bit for bit" in note for note in notes)
+    assert any("tensors of the file are those of the trace, bit for bit" in note for note in notes)
 
 
 @pytest.mark.torch
@@ -112,8 +112,25 @@ def test_one_changed_tensor_is_found(tmp_path: Path) -> None:
     save_file(weights, path / "model.safetensors", {"format": "pt"})
     rows, notes = compare(path, trace=tmp_path / "trace.npz")
     failed = [row.name for row in rows if not row.passes]
-    assert failed == ["text: block 1", "text: states", "text: embedding", "logits"]
+    outputs = ["text: block 1", "text: states", "text: embedding", "logits"]
+    assert failed == [*outputs, f"weights of the file: {name}"]
     assert any("1 of" in note and name in note for note in notes)
+
+
+@pytest.mark.torch
+def test_a_change_that_no_output_shows_is_found_by_its_digest(tmp_path: Path) -> None:
+    """A softmax does not see the bias of the keys."""
+    pytest.importorskip("torch")
+    path = hf_model(tmp_path / "a")
+    compare(path, record=tmp_path / "trace.npz")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(path / "model.safetensors")
+    name = "text_model.encoder.layers.0.self_attn.k_proj.bias"
+    weights[name] = weights[name] + 1e-3
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    rows, _ = compare(path, trace=tmp_path / "trace.npz")
+    assert [row.name for row in rows if not row.passes] == [f"weights of the file: {name}"]
 
 
 @pytest.mark.torch

@@ -56,6 +56,10 @@ def main(arguments: Sequence[str]) -> int:
             f"--steps is {options.steps} with {len(options.prompt)} prompts: give 2 or more steps "
             "each, and a prompt"
         )
+    if options.seed < 0:
+        raise UserError(f"--seed is {options.seed}: give 0 or more")
+    if options.out and Path(options.out).expanduser().is_file():
+        raise UserError(f"--out {options.out} is a file: name a folder")
     if options.record and options.trace:
         raise UserError("--record runs the reference and --trace replaces it: give one of them")
     import jax

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,9 +91,11 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     kind = detect(source) if options.format == "auto" else options.format
     print(f"{source} is {kind}", flush=True)
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        partial.chmod(0o755)  # mkdtemp's is for the owner alone
         _write(options, kind, source, partial)
         if folder.exists():
             folder.rmdir()
@@ -100,7 +103,8 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): name another folder") from error
     finally:  # what was interrupted or did not fit leaves nothing behind
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{size / 1e6:.1f} MB in {folder} ({time.monotonic() - began:.0f} s)")
     return 0

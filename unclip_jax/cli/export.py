@@ -19,12 +19,19 @@ class ExportOptions:
 
     model: str | None = None
     """A model folder, or a shipped model: all its stages, to be exported in another format."""
-    format: Literal["unclip", "hf_clip", "open_clip", "openai_clip", "karlo", "karlo_original"] = (
-        "unclip"
-    )
+    format: Literal[
+        "unclip",
+        "hf_clip",
+        "open_clip",
+        "openai_clip",
+        "karlo",
+        "karlo_original",
+        "dalle2_pytorch",
+    ] = "unclip"
     """hf_clip: a folder for transformers' CLIPModel. open_clip: one for OpenCLIP. openai_clip: the
-    state dict of OpenAI's code. karlo: diffusers' components. karlo_original: Karlo's own files. A
-    stage that would compute something else there is refused by name."""
+    state dict of OpenAI's code. karlo: diffusers' components. karlo_original: Karlo's own files.
+    dalle2_pytorch: the .pth of a folder that `unclip convert` made of one. A stage that would
+    compute something else there is refused by name."""
     clip: str | None = None
     """Run folder of the CLIP."""
     prior: str | None = None
@@ -48,8 +55,8 @@ class ExportOptions:
     """Run folder of the classifier."""
     out: str = "model"
     """Folder of the model; stages that it has already are replaced."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the stored weights."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Type of the stored weights; None is bfloat16, and float32 in another --format."""
     prior_steps: int | None = None
     """Default denoising steps of the prior. What is not given stays as the folder has it; a new one
     gets the package's defaults."""
@@ -71,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
-    from unclip_jax.cli.export_foreign import export_foreign
+    from unclip_jax.cli.export_foreign import export_dalle2_file, export_foreign
     from unclip_jax.config import to_dict
     from unclip_jax.generation.model_card import model_card
     from unclip_jax.generation.model_folder import ALONE, STAGES, read_model, read_sampling
@@ -79,6 +86,9 @@ def main(arguments: Sequence[str]) -> int:
     from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
     from unclip_jax.training.weights import load_stage, save_stage
 
+    if options.format == "dalle2_pytorch":
+        export_dalle2_file(options.model, Path(options.out))
+        return 0
     named = {name: path for name in STAGES if (path := getattr(options, name, None)) is not None}
     if options.model is not None:
         if options.format == "unclip" or named:
@@ -109,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
         recipe: Any = stage.recipe
         if hasattr(recipe, "clip"):  # a path of this machine
             recipe = replace(recipe, clip=out.name)
-        save_stage(replace(stage, recipe=recipe), out / name, options.dtype)
+        save_stage(replace(stage, recipe=recipe), out / name, options.dtype or "bfloat16")
         size = (out / name / "model.safetensors").stat().st_size / 1e6
         print(f"{name}: step {stage.step}, {size:.1f} MB in {out / name}")
     sampling = _sampling(options, read_sampling(out), stages)

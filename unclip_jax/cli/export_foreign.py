@@ -14,24 +14,47 @@ Foreign = Literal["hf_clip", "open_clip", "openai_clip", "karlo", "karlo_origina
 
 
 def export_foreign(
-    kind: Foreign, stages: dict[str, Stage], out: Path, dtype: Literal["bfloat16", "float32"]
+    kind: Foreign,
+    stages: dict[str, Stage],
+    out: Path,
+    dtype: Literal["bfloat16", "float32"] | None,
 ) -> None:
     """Write the stages that `kind` is made of.
 
     Raises:
         UserError: a stage is missing, or would compute something else there; nothing is written.
     """
+    if dtype == "bfloat16" and kind != "karlo":
+        raise UserError(f"--format {kind} is written in float32: leave --dtype out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder for --format {kind}")
     if kind in ("karlo", "karlo_original"):
         from unclip_jax.interop.karlo.export import export_karlo_folder, export_karlo_original
 
         write: Any = export_karlo_folder if kind == "karlo" else export_karlo_original
-        components = write(stages, out, dtype) if kind == "karlo" else write(stages, out)
+        options = (dtype or "float32",) if kind == "karlo" else ()
+        components = write(stages, out, *options)
         print(f"{', '.join(components)} in {out}")
         return
     if "clip" not in stages:
         raise UserError(f"--format {kind} needs a CLIP: name it with --clip or --model")
     _export_clip(kind, stages["clip"], out)
     print(f"clip in {out}")
+
+
+def export_dalle2_file(model: str | None, out: Path) -> None:
+    """The state dict that DALLE2-pytorch loads, from a folder that was converted from one."""
+    from unclip_jax.interop.dalle2_pytorch.folder import export_dalle2
+
+    if model is None:
+        raise UserError("--format dalle2_pytorch needs --model, a folder of `unclip convert`")
+    if out.is_dir():
+        raise UserError(
+            f"{out} is a folder: name the file that is to be written, such as prior.pth"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export_dalle2(model, out)
+    print(f"{out.stat().st_size / 1e6:.1f} MB in {out}")
 
 
 def _export_clip(kind: Foreign, stage: Stage, out: Path) -> None:

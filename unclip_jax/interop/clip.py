@@ -212,7 +212,10 @@ def _hf_towers(
     """Config and tensors of towers that were saved alone, as those of a whole `CLIPModel`."""
     if not any(name.startswith("text_model.") for name in tensors):  # transformers 5 leaves it out
         tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-    has_projection = "text_projection.weight" in tensors
+    # What the config says is missing where the tensor is; older configs do not say it.
+    has_projection = "text_projection.weight" in tensors or any(
+        str(name).endswith("WithProjection") for name in data.get("architectures") or ()
+    )
     vision = None
     if image_encoder is not None:
         vision = _read_json(image_encoder / "config.json")

@@ -16,7 +16,7 @@ from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.interop.key_map import KeyMap
 from unclip_jax.interop.safetensors_file import write_safetensors
 from unclip_jax.interop.tensors import Tensors
-from unclip_jax.interop.transfer import import_params, read_params
+from unclip_jax.interop.transfer import check_tensors, import_params, read_params
 from unclip_jax.training.embedding_statistics import EmbeddingStatistics
 from unclip_jax.training.recipe import Recipe
 from unclip_jax.training.stages import init_params
@@ -39,6 +39,11 @@ class ForeignStage:
     def abstract(self) -> Any:
         """Shapes of the parameters."""
         return jax.eval_shape(lambda: init_params(self.recipe, jax.random.key(0)))
+
+    def check(self) -> None:
+        """UserError if names or shapes do not fit; reads no weights."""
+        expected = {name: tuple(leaf.shape) for name, leaf in flatten(self.abstract()).items()}
+        check_tensors(self.key_map, self.tensors, expected, what=self.what, ignored=self.ignored)
 
     def load(self, tokenizer: Tokenizer | None, clip_id: str) -> Stage:
         """The stage in memory; UserError if the file does not fit."""

@@ -50,11 +50,11 @@ def run_clip(
         arrays = inputs(found, prompts, seed)
         return record_clip(folder, model, arrays, progress)
 
-    recorded, remarks = obtain_trace("clip", found.tensors, run, record=record, trace=trace)
+    recorded, rows, remarks = obtain_trace("clip", found.tensors, run, record=record, trace=trace)
     if found.tokenizer is None:
         notes.append("texts: the vocabulary is unknown, so they are random ids")
     notes.append(f"reference: {recorded.facts['reference']}")
-    return list(compare_clip(found, recorded)), [*notes, *remarks], []
+    return [*compare_clip(found, recorded), *rows], [*notes, *remarks], []
 
 
 def inputs(found: ForeignCLIP, prompts: Sequence[str], seed: int) -> dict[str, np.ndarray]:

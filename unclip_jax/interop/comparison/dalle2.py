@@ -71,20 +71,21 @@ def run_dalle2(
     if kind == "dalle2_prior":
         prior = open_prior(path, config, era=version)
         file = read_prior_file(opened.tree, what=str(path))
-        recorded, notes = obtain_trace(
+        recorded, rows, notes = obtain_trace(
             kind,
             file.network,
             lambda: record_prior(prior, file, seed, progress),
             record=record,
             trace=trace,
         )
-        weights, rows, pictures = prior.weights, list(compare_prior(prior, recorded)), []
+        weights, pictures = prior.weights, []
+        rows = [*compare_prior(prior, recorded), *rows]
     elif kind == "dalle2_decoder":
         prior, (decoder, weights) = None, open_decoder(path, config, version=version)
         tensors = find_decoder(opened.tensors, what=str(path))
         entry = decoder_entry(path, config) or {}
         unets = {name: x for name, x in tensors.items() if name.startswith("unets.")}
-        recorded, notes = obtain_trace(
+        recorded, rows, notes = obtain_trace(
             kind,
             unets,
             lambda: record_decoder(decoder, entry, tensors, seed, progress),
@@ -92,7 +93,7 @@ def run_dalle2(
             trace=trace,
         )
         ours: list[np.ndarray] = []
-        rows = list(compare_decoder(decoder, recorded, ours))
+        rows = [*compare_decoder(decoder, recorded, ours), *rows]
         pictures = [_shown(decoder, x) for x in (recorded.arrays["picture"], ours[-1])]
     else:
         raise UserError(f"{path} is {kind}: name a prior or a decoder of DALLE2-pytorch")

@@ -54,11 +54,11 @@ def run_glide(
         config = infer_glide(tensors, what=str(path))
         return record_glide(config, tensors, prompts, seed, progress)
 
-    recorded, notes = obtain_trace("glide", tensors, run, record=record, trace=trace)
+    recorded, rows, notes = obtain_trace("glide", tensors, run, record=record, trace=trace)
     notes = [f"reference: {recorded.facts['reference']}", *notes]
     config, params = import_glide(tensors, _options(recorded), what=str(path))
     pictures: list[np.ndarray] = []
-    rows = list(compare_glide(config, params, recorded, pictures))
+    rows = [*compare_glide(config, params, recorded, pictures), *rows]
     return rows, notes, pictures
 
 

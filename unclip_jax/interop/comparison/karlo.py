@@ -57,6 +57,8 @@ def compare_karlo(
     prior_scale, decoder_scale = trace.facts["guidance"]
     caption, rows = _text(model.clip, arrays)
     yield from rows
+    if "image/pixels" in arrays:
+        yield _image(model.clip, arrays)
     if "prior" in model.stages and "prior/probe" in arrays:
         how = replace(sampling.prior, num_steps=prior_steps, guidance_scale=prior_scale)
         yield from _prior(load("prior"), arrays, caption, how)
@@ -88,6 +90,16 @@ def _text(clip: Stage, arrays: dict[str, np.ndarray]) -> tuple[Caption, list[Row
     # What follows is given the reference's own, so that no error is counted twice.
     given = (jnp.asarray(arrays[f"text/{name}"]) for name in ("embedding", "states"))
     return Caption(tokens, *given), rows
+
+
+def _image(clip: Stage, arrays: dict[str, np.ndarray]) -> Row:
+    """The trace has what the network sees; ours takes pictures in [-1, 1] and normalises them."""
+    config: Any = clip.recipe.model  # pyright: ignore[reportAttributeAccessIssue]
+    mean, deviation = np.array(config.image_mean), np.array(config.image_std)
+    pictures = 2 * (arrays["image/pixels"] * deviation + mean) - 1
+    run = jax.jit(lambda p, x: CLIP(config).apply({"params": p}, x, method=CLIP.encode_image))
+    embedding = run(clip.params, jnp.asarray(pictures, jnp.float32))
+    return compare_arrays("image: embedding", embedding, arrays["image/embedding"])
 
 
 def _prior(

@@ -22,7 +22,15 @@ from unclip_jax.interop.open_file import open_file
 PROBES = (0, 500, 999)
 """Timesteps at which the networks are compared on noise alone."""
 PRIOR_GUIDANCE, DECODER_GUIDANCE = 4.0, 8.0
-COMPONENTS = ("text_encoder", "prior", "text_proj", "decoder", "super_res_first", "super_res_last")
+COMPONENTS = (
+    "text_encoder",
+    "image_encoder",
+    "prior",
+    "text_proj",
+    "decoder",
+    "super_res_first",
+    "super_res_last",
+)
 
 
 def record_karlo(
@@ -61,6 +69,9 @@ def record_karlo(
         on_stage("text_encoder")
         tokens = tokenizer([""] * len(prompts) + list(prompts))  # unconditional rows first
         _text(trace, folder, tokens)
+        if "image_encoder" in present:
+            on_stage("image_encoder")
+            _image(trace, folder, random)
         if "prior" in present:
             on_stage("prior")
             _prior(trace, folder, random, steps[0])
@@ -87,6 +98,21 @@ def _text(trace: Trace, folder: Path, tokens: np.ndarray) -> None:
         "text/embedding": out.text_embeds.numpy(),
         "text/states": out.last_hidden_state.numpy(),
     }
+
+
+def _image(trace: Trace, folder: Path, random: np.random.Generator) -> None:
+    """The encoder alone; how pictures are resized for it is no part of a checkpoint."""
+    import torch
+    from transformers import CLIPVisionModelWithProjection
+
+    where = folder / "image_encoder"
+    model: Any = CLIPVisionModelWithProjection.from_pretrained(where).eval().float()
+    side = model.config.image_size
+    pixels = _normal(random, 2, 3, side, side)
+    trace.arrays["image/pixels"] = _last(pixels)
+    out = model(pixels)
+    assert isinstance(out.image_embeds, torch.Tensor)
+    trace.arrays["image/embedding"] = out.image_embeds.numpy()
 
 
 def _prior(trace: Trace, folder: Path, random: np.random.Generator, steps: int) -> None:

@@ -62,3 +62,22 @@ def changed_tensors(ours: dict[str, str], recorded: dict[str, str]) -> list[str]
     """Names whose digests differ, or that only one side has."""
     names = sorted(set(ours) | set(recorded))
     return [name for name in names if ours.get(name) != recorded.get(name)]
+
+
+def weights_rows(changed: Sequence[str], count: int, name: str = "the file") -> list[Row]:
+    """A row that does not pass if weights are not those of the trace: they may be nudged by so
+    little, or where a softmax does not see it, that no block tells. Its error counts tensors."""
+    if not changed:
+        return []
+    different = float(len(changed))
+    return [Row(f"weights of {name}: {changed[0]}", (count,), different, different, 0.0)]
+
+
+def weights_note(changed: Sequence[str], count: int, name: str = "the file") -> str:
+    """What is said of them."""
+    if not changed:
+        return f"weights: all {count} tensors of {name} are those of the trace, bit for bit"
+    shown = ", ".join(changed[:4]) + (", ..." if changed[4:] else "")
+    return (
+        f"weights: {len(changed)} of {count} tensors of {name} are not those of the trace: {shown}"
+    )

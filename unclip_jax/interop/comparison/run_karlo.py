@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from unclip_jax.diffusion.sampler_config import SamplerConfig
 from unclip_jax.errors import UserError
-from unclip_jax.generation.model_folder import read_sampling
+from unclip_jax.generation.guided import make_chain
 from unclip_jax.interop.comparison.karlo import compare_karlo
 from unclip_jax.interop.comparison.karlo_reference import record_karlo
-from unclip_jax.interop.comparison.rows import Row, changed_tensors
+from unclip_jax.interop.comparison.rows import (
+    Row,
+    changed_tensors,
+    weights_note,
+    weights_rows,
+)
 from unclip_jax.interop.comparison.trace import Trace, digests, load_trace, save_trace
 from unclip_jax.interop.foreign_stage import ForeignModel
 from unclip_jax.interop.karlo.diffusers_folder import open_diffusers_folder
@@ -44,10 +51,14 @@ def run_karlo(
             "its layout"
         )
     model = open_diffusers_folder(folder, "diffusers")
+    load = _checked(model, model_folder, steps)
+    if model_folder is not None:
+        model = replace(model, clip=load("clip"))
     notes: list[str] = []
+    rows: list[Row] = []
     if trace is not None:
         recorded = load_trace(trace, "karlo")
-        notes += _weights(folder, recorded)
+        rows, notes = _weights(folder, recorded)
     else:
         assert model.clip.tokenizer is not None
         recorded = record_karlo(folder, model.clip.tokenizer, prompts, steps, seed, progress)
@@ -55,39 +66,51 @@ def run_karlo(
             save_trace(recorded, record)
             notes.append(f"recorded in {record} ({record.stat().st_size / 1e6:.1f} MB)")
     ours: dict[str, np.ndarray] = {}
-    rows = list(compare_karlo(model, recorded, _loader(model, model_folder), ours))
+    rows = [*compare_karlo(model, recorded, load, ours), *rows]
     last = list(ours)[-1:]
     return rows, notes, [side[name] for name in last for side in (recorded.arrays, ours)]
 
 
-def _loader(model: ForeignModel, folder: Path | None) -> Callable[[str], Stage]:
+def _checked(
+    model: ForeignModel, folder: Path | None, steps: tuple[int, int, int]
+) -> Callable[[str], Stage]:
+    """What loads a stage of ours, after all that can be known to be wrong was looked for: the
+    reference takes long."""
+    for name, number in zip(("prior", "decoder", "upsampler_256"), steps, strict=True):
+        stage = model.stages.get(name)
+        if stage is not None:
+            recipe: Any = stage.recipe
+            make_chain(recipe.diffusion, SamplerConfig(num_steps=number))
     if folder is None:
+        for stage in model.stages.values():
+            stage.check()
         return lambda name: model.stages[name].load(None, model.clip.clip_id)
-    read_sampling(folder)  # says what is wrong with the folder, if something is
+    for name in ("clip", *model.stages):
+        if not (folder / name / "config.json").is_file():
+            raise UserError(f"{folder} has no {name}: name a folder that `unclip convert` wrote")
 
     def load(name: str) -> Stage:
         stage = load_stage(folder / name)
+        recipe: Any = stage.recipe
+        if name == "clip":
+            return stage
         # The sampler's arithmetic is the trace's, whatever the folder was converted with.
-        return replace(stage, recipe=model.stages[name].recipe)
+        diffusion = replace(recipe.diffusion, tables="float32")
+        return replace(stage, recipe=replace(recipe, diffusion=diffusion))
 
     return load
 
 
-def _weights(folder: Path, trace: Trace) -> list[str]:
+def _weights(folder: Path, trace: Trace) -> tuple[list[Row], list[str]]:
     """Tensor by tensor, whether the folder holds what the trace was recorded with."""
-    notes = []
+    rows, notes = [], []
     for component, recorded in trace.facts["digests"].items():
         if not (folder / component).is_dir():
-            notes.append(f"weights: {component} is in the trace, not in {folder}")
-            continue
-        changed = changed_tensors(digests(open_file(folder / component).tensors), recorded)
-        if changed:
-            shown = ", ".join(changed[:4]) + (", ..." if changed[4:] else "")
-            notes.append(
-                f"weights: {len(changed)} of {len(recorded)} tensors of {component} are not those "
-                f"of the trace: {shown}"
+            raise UserError(
+                f"{folder} has no {component}, which the trace was recorded with: record it again"
             )
-    if not notes:
-        count = sum(len(names) for names in trace.facts["digests"].values())
-        notes.append(f"weights: all {count} tensors are those of the trace, bit for bit")
-    return notes
+        tensors = open_file(folder / component).tensors
+        changed = changed_tensors(digests(tensors), recorded)
+        rows += weights_rows(changed, len(recorded), component)
+        notes.append(weights_note(changed, len(recorded), component))
+    return rows, notes

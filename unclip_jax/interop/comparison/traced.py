@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.errors import UserError
-from unclip_jax.interop.comparison.rows import changed_tensors
+from unclip_jax.interop.comparison.rows import Row, changed_tensors, weights_note, weights_rows
 from unclip_jax.interop.comparison.trace import Trace, digests, load_trace, save_trace
 from unclip_jax.interop.tensors import Tensors, read_all
 
@@ -26,8 +26,8 @@ def obtain_trace(
     *,
     record: Path | None,
     trace: Path | None,
-) -> tuple[Trace, list[str]]:
-    """The trace, and remarks on its file and on the weights it was made with.
+) -> tuple[Trace, list[Row], list[str]]:
+    """The trace, a row on the weights that one from a file was made with, and remarks.
 
     Args:
         tensors: of the checkpoint, whose digests a new trace gets.
@@ -45,14 +45,14 @@ def obtain_trace(
                 f"{trace} is a trace of another network ({odd[0]} and {len(odd) - 1} more tensors "
                 "differ in name or shape): record one of this"
             )
-        return found, [_weights(tensors, found)]
+        return found, *_weights(tensors, found)
     found = run()
     found.facts["digests"] = digests(tensors)
     found.facts["shapes"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if record is None:
-        return found, []
+        return found, [], []
     save_trace(found, record)
-    return found, [f"recorded in {record} ({record.stat().st_size / 1e6:.1f} MB)"]
+    return found, [], [f"recorded in {record} ({record.stat().st_size / 1e6:.1f} MB)"]
 
 
 def normal(random: np.random.Generator, *shape: int) -> np.ndarray:
@@ -129,10 +129,9 @@ def _other_shapes(tensors: Tensors, trace: Trace) -> list[str]:
     return [n for n in sorted(set(shapes) | set(recorded)) if shapes.get(n) != recorded.get(n)]
 
 
-def _weights(tensors: Tensors, trace: Trace) -> str:
-    recorded = trace.facts.get("digests", {})
+def _weights(tensors: Tensors, trace: Trace) -> tuple[list[Row], list[str]]:
+    recorded = trace.facts.get("digests")
+    if recorded is None:
+        return [], ["weights: the trace does not say what it was recorded with"]
     changed = changed_tensors(digests(tensors), recorded)
-    if not changed:
-        return f"weights: all {len(recorded)} tensors are those of the trace, bit for bit"
-    shown = ", ".join(changed[:4]) + (", ..." if changed[4:] else "")
-    return f"weights: {len(changed)} of {len(recorded)} tensors are not those of the trace: {shown}"
+    return weights_rows(changed, len(recorded)), [weights_note(changed, len(recorded))]

@@ -134,7 +134,10 @@ def decoder_config(entry: Any, era: UnetEra = CURRENT_ERA) -> DecoderConfig:
     """
     if not isinstance(entry, Mapping):
         raise _fault("it is no JSON object")
-    entry = dict(entry.get("decoder", entry))
+    part = entry.get("decoder", entry)
+    if not isinstance(part, Mapping):
+        raise _fault("its `decoder` is no JSON object")
+    entry = dict(part)
     if not isinstance(entry.get("unets"), (list, tuple)) or not entry["unets"]:
         raise _fault("it has no `unets`")
     values = {key: value for key, value in entry.items() if value is not None and key not in _DEAD}

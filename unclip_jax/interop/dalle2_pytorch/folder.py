@@ -71,9 +71,15 @@ def convert_dalle2(
         prior = open_prior(source, config, era=version, weights=weights)
         save_dalle2(prior, folder, dtype, source=source.name)
         depth, width = prior.config.net.depth, prior.config.net.dim
-        return (
+        said = (
             f"diffusion prior, {depth} layers of width {width}: {prior.weights} weights, "
             f"{describe_era(prior)}"
+        )
+        if prior.has_config:
+            return said
+        return said + (
+            "; no config was found, so the package's defaults are assumed for what no tensor tells "
+            "(predicts x_0, no clamp, scale sqrt(dim)): name one with --config if it was otherwise"
         )
     decoder, kept = open_decoder(source, config, version=version, weights=weights)
     save_dalle2(decoder, folder, dtype, source=source.name, weights=kept)

@@ -56,6 +56,8 @@ class ImportedPrior:
     """Which copy of the weights the file held these as."""
     place: str
     """Where in the file they were."""
+    has_config: bool = True
+    """Whether a config said what no tensor tells: the objective, clamps, the scale."""
 
     @property
     def network(self) -> PriorNetwork:
@@ -107,7 +109,8 @@ def import_prior(
         what=what,
         ignored=[ROTARY],
     )
-    return ImportedPrior(full, schedule, params, version, file.weights, file.place)
+    origin = (version, file.weights, file.place, options is not None)
+    return ImportedPrior(full, schedule, params, *origin)
 
 
 def open_prior(

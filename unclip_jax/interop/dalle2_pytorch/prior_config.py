@@ -233,13 +233,20 @@ def _stated(file: Mapping[str, Any], diffusion: PriorConfig) -> PriorConfig:
     return dataclasses.replace(diffusion, **{**_given(ours, diffusion), "net": net})
 
 
+_BY_DEFAULT = ("norm_in", "norm_out", "final_proj", "normformer", "rotary_emb")
+"""Options that a lost tensor would be taken for."""
+
+
 def _network(options: dict[str, Any], found: PriorNetworkConfig) -> PriorNetworkConfig:
     free = ("attn_dropout", "ff_dropout", "self_cond")
     _know(options, {field.name for field in dataclasses.fields(found)} - {"semantics"}, "network")
     ff_mult = options.pop("ff_mult", None)
     if ff_mult is not None and int(ff_mult * found.dim) != found.ff_width:
         _agree({"ff_mult": ff_mult}, {"ff_mult": found.ff_mult})
-    stated = {k: v for k, v in options.items() if k not in free}
+    # What a config leaves out has the package's default, and the tensors must agree with that too.
+    defaults = {field.name: field.default for field in dataclasses.fields(found)}
+    unstated = {name: defaults[name] for name in _BY_DEFAULT if name not in options}
+    stated = {**unstated, **{k: v for k, v in options.items() if k not in free}}
     if stated.get("max_text_len", 0) is None:  # "the network's default"
         del stated["max_text_len"]
     for name, value in stated.items():

@@ -96,6 +96,12 @@ def decoder_config(unet_folder: Path, projection_folder: Path, text_width: int) 
     """UNet2DConditionModel's and UnCLIPTextProjModel's config.json."""
     projection = read_json(projection_folder / "config.json")
     unet = unet_config(unet_folder, projection["cross_attention_dim"])
+    kind = read_json(unet_folder / "config.json").get("class_embed_type")
+    if kind != "identity":  # anything else would not add text_proj's vector to the time embedding
+        raise UserError(
+            f"{unet_folder / 'config.json'}: class_embed_type is {kind!r}, and an unCLIP decoder's "
+            "is 'identity': this is not an unCLIP component"
+        )
     if projection["time_embed_dim"] != unet.time_width:
         raise UserError(
             f"{projection_folder / 'config.json'} has time_embed_dim "
