@@ -177,6 +177,7 @@ def _unet_json(folder: Path, unet: UNetConfig) -> None:
             "norm_num_groups": 32,
             "attention_head_dim": 64,
             "cross_attention_dim": unet.context_width,
+            "class_embed_type": "identity" if unet.context_width else None,
             "down_block_types": [kinds[does].format("Down") for does in attends],
             "up_block_types": [kinds[does].format("Up") for does in reversed(attends)],
             "resnet_time_scale_shift": "scale_shift" if unet.context_width else "default",
