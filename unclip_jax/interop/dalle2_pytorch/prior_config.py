@@ -243,9 +243,11 @@ def _network(options: dict[str, Any], found: PriorNetworkConfig) -> PriorNetwork
     ff_mult = options.pop("ff_mult", None)
     if ff_mult is not None and int(ff_mult * found.dim) != found.ff_width:
         _agree({"ff_mult": ff_mult}, {"ff_mult": found.ff_mult})
-    # What a config leaves out has the package's default, and the tensors must agree with that too.
+    # What a whole config (dim and depth have no default) leaves out has the package's default, and
+    # the tensors must agree with that too.
     defaults = {field.name: field.default for field in dataclasses.fields(found)}
-    unstated = {name: defaults[name] for name in _BY_DEFAULT if name not in options}
+    is_whole = {"dim", "depth"} <= options.keys()
+    unstated = {n: defaults[n] for n in _BY_DEFAULT if is_whole and n not in options}
     stated = {**unstated, **{k: v for k, v in options.items() if k not in free}}
     if stated.get("max_text_len", 0) is None:  # "the network's default"
         del stated["max_text_len"]
