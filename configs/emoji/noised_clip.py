@@ -1,6 +1,6 @@
 """A small CLIP of noisy emoji pictures, to steer the decoder by a caption.
 
-python train.py configs/emoji/noised_clip.py --workdir runs/noised_clip
+    python train.py configs/emoji/noised_clip.py --workdir runs/noised_clip
 
 12 minutes on two CPU cores beside other work. Expect it to find 22 % of a batch's 256 captions,
 over all noise levels (chance 0.4 %); `--clip-guidance 2` then leaves pictures clean.
