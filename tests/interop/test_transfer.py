@@ -20,7 +20,6 @@ from unclip_jax.interop.layouts import (
     Joined,
     Layout,
     PerHead,
-    Reshaped,
     Squeezed,
     Stacked,
 )
@@ -47,7 +46,6 @@ LAYOUTS: list[tuple[Layout, list[tuple[int, ...]], tuple[int, ...]]] = [
     (Joined(3), [(2, 5)] * 3, (5, 6)),
     (Stacked(2, DENSE), [(6, 4)] * 2, (2, 4, 6)),
     (Stacked(2, Joined(3), 3), [(2, 5)] * 6, (2, 5, 6)),
-    (Reshaped((2, 6), (3, 4)), [(3, 4)], (2, 6)),
 ]
 
 
@@ -73,7 +71,6 @@ def test_a_layout_knows_its_shape_and_its_inverse(
         (Joined(3), [(2, 5), (2, 5)]),
         (Joined(2), [(2, 5), (2, 6)]),
         (Stacked(2, DENSE), [(6, 4), (6, 5)]),
-        (Reshaped((2, 6), (3, 4)), [(4, 3)]),
     ],
 )
 def test_a_layout_refuses_other_shapes(layout: Layout, foreign: list[tuple[int, ...]]) -> None:

@@ -174,24 +174,6 @@ class Stacked:
         return [part for layer in array for part in self.each.write(layer)]
 
 
-@dataclass(frozen=True)
-class Reshaped:
-    """The same numbers in another shape."""
-
-    ours: Shape
-    theirs: Shape
-
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        _need(tuple(shapes[0]) == self.theirs, f"shape {self.theirs}")
-        return self.ours
-
-    def read(self, arrays: Iterator[np.ndarray]) -> np.ndarray:
-        return next(arrays).reshape(self.ours)
-
-    def write(self, array: np.ndarray) -> list[np.ndarray]:
-        return [array.reshape(self.theirs)]
-
-
 DENSE = Permuted((1, 0))
 """A Linear's weight [out, in] as a kernel [in, out]."""
 CONV = Permuted((2, 3, 1, 0))
