@@ -24,6 +24,7 @@ Capture = pytest.CaptureFixture[str]
 SMALL = Tiny(super_res=(), prior=(1, 8, 1), channels=(4, 8))
 HEADER = ["block", "shape", "max", "abs", "relative", "verdict"]
 STEPS = ("--steps", "2", "2", "2")
+CLIP_TENSOR = "text/norm_out/bias"
 
 
 def compare(*arguments: Any) -> int:
@@ -69,7 +70,18 @@ def test_karlo_with_a_trace_for_a_host_without_torch(
         monkeypatch.setitem(sys.modules, name, None)
     assert compare("karlo", folder, "--trace", trace, "--out", tmp_path / "again") == 0
     assert "bit for bit" in capsys.readouterr().out
+    assert "leave --steps out" in refused(capsys, "karlo", folder, "--trace", trace, *STEPS)
     assert "cannot run here" in refused(capsys, "karlo", folder)
+    model = tmp_path / "model"
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(folder), str(model)])
+    assert not end.value.code
+    again = ("karlo", folder, "--trace", trace, "--model", model)
+    assert compare(*again) == 0
+    capsys.readouterr()
+    edit_tensor(model / "clip" / "model.safetensors", CLIP_TENSOR, lambda x: x + np.float32(0.5))
+    assert compare(*again) == 1
+    assert "the first is text: states" in capsys.readouterr().out
     edit_tensor(weights_of(folder / "decoder"), "conv_in.bias", lambda x: x + np.float32(0.5))
     assert compare("karlo", folder, "--trace", trace) == 1
     said = capsys.readouterr().out
@@ -150,7 +162,9 @@ def test_refusals(tmp_path: Path, capsys: Capture) -> None:
         (("glide", path, "--trace", trace), "is no trace"),
     ):
         assert message in refused(capsys, *words), words
-    save_trace(Trace("clip"), trace)
+    lacking = Trace("clip", {"reference": "none", "shapes": {}})
+    lacking.facts["digests"] = {}
+    save_trace(lacking, trace)
     assert "is a trace of clip" in refused(capsys, "glide", path, "--trace", trace)
     content = trace.read_bytes()
     damaged = content[:-30], content[:150] + bytes(100) + content[250:], b"", b"PK", b"[1]"

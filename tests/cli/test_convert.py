@@ -269,6 +269,7 @@ def test_nothing_is_written_for_what_is_refused(
     assert "no checkpoint that is known" in refused(capsys, path, target)
     assert "no checkpoint that is known" in refused(capsys, tmp_path, target)
     assert "holds no prior" in refused(capsys, path, target, "--format", "dalle2_prior")
+    assert "name the folder above it" in refused(capsys, karlo / "decoder", target)
     assert "karlos" in refused(capsys, path, target, "--format", "karlos")
     assert "--tokeniser" in refused(capsys, path, target, "--tokeniser", "x")
     path.write_bytes(path.read_bytes()[:-4])

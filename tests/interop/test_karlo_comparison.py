@@ -98,6 +98,8 @@ def assert_passes(rows: list[Row], tiny: Tiny) -> None:
     assert all(row.passes for row in rows), table(rows)
     names = [row.name for row in rows]
     wanted = {"text: embedding", "decoder: mid_block.resnets.1", "decoder: picture"}
+    if tiny.has_image_encoder:
+        wanted |= {"image: embedding"}
     if tiny.prior is not None:
         wanted |= {"prior: image embedding", "prior: transformer_blocks.0"}
     if tiny.super_res:
@@ -175,13 +177,18 @@ def test_digests_name_any_tensor_that_changed(recorded: tuple[Path, Trace], tmp_
             assert changed_tensors(found, recorded_digests) == [tensor]
 
 
-def test_a_step_that_differs_fails_its_row_alone(recorded: tuple[Path, Trace]) -> None:
-    """The chain runs on its own, so a wrong reference is one row and not all that follow."""
+def test_a_step_that_differs_fails_alone(recorded: tuple[Path, Trace]) -> None:
+    """A wrong x fails its update and the step from it; the chain, which has its own, forgets it."""
     folder, trace = recorded
     wrong = "prior/step/01"
     arrays = {**trace.arrays, wrong: trace.arrays[wrong] + 1e-2}
     rows = list(rows_of(folder, replace(trace, arrays=arrays), {"prior"}))
-    assert [row.name for row in rows if not row.passes] == ["prior: t=666"]
+    assert [row.name for row in rows if not row.passes] == [
+        "prior: t=666, update",
+        "prior: t=333, guided output",
+        "prior: t=333, update",
+        "prior: trajectory to t=666",
+    ]
 
 
 def nudged(folder: Path, to: Path, component: str, tensor: str) -> Path:

@@ -393,6 +393,9 @@ def test_a_prior_whose_heads_are_not_64_wide_asks_for_them(
     [
         ("prior", "added_emb_type", None, "added_emb_type is None"),
         ("prior", "norm_in_type", "layer", "norm_in_type is 'layer'"),
+        ("prior", "num_layers", 0, "num_layers is 0, and not 1 or more"),
+        ("decoder", "layers_per_block", [1, 0], "layers_per_block is"),
+        ("decoder", "norm_num_groups", "4", "norm_num_groups is '4'"),
         ("decoder", "act_fn", "gelu", "act_fn is 'gelu'"),
         ("decoder", "norm_eps", 1e-6, "norm_eps is 1e-06"),
         ("decoder", "encoder_hid_dim_type", "image_proj", "encoder_hid_dim_type"),

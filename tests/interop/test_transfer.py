@@ -196,6 +196,21 @@ def test_a_shape_that_does_not_fit_is_named() -> None:
     assert any("layers.0.qkv.weight and 1 more" in line for line in error.details)
 
 
+def test_quantised_weights_are_refused() -> None:
+    arrays = _file()
+    arrays["first.weight"] = arrays["first.weight"].astype(np.int8)
+    error = _refused(arrays)
+    assert "1 of no floating type" in str(error) and "first.weight is int8" in error.details[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    arrays = _file()
+    arrays["first.weight"][1, 1] = value
+    with pytest.raises(UserError, match=r"x\.pt: first\.weight has 1 values of .* not finite"):
+        import_params(_map(), from_arrays(arrays), _shapes(), what="x.pt")
+
+
 def test_names_are_ignored_only_as_a_whole() -> None:
     arrays = _file() | {"position_ids": np.arange(3), "old.position_ids": np.arange(3)}
     error = _refused(arrays, ignored=("position_ids",))

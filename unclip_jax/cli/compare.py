@@ -11,7 +11,8 @@ from typing import Any, Literal
 from unclip_jax.cli.overrides import parse
 from unclip_jax.errors import UserError
 
-KINDS = ("karlo", "clip", "dalle2_pytorch", "glide")
+_PROMPTS = ("a red apple on a wooden table", "a photograph of a teddy bear")
+_STEPS = (25, 25, 7)
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class CompareOptions:
     model: str | None = None
     """karlo: take our side from this folder, which `unclip convert` wrote, instead of reading the
     checkpoint anew."""
-    prompt: tuple[str, ...] = ("a red apple on a wooden table", "a photograph of a teddy bear")
-    """karlo, clip, glide: captions."""
-    steps: tuple[int, int, int] = (25, 25, 7)
-    """karlo: of prior, decoder and upsampler."""
-    seed: int = 0
-    """Of inputs and noise."""
+    prompt: tuple[str, ...] | None = None
+    """karlo, clip, glide: captions; None is an apple and a teddy bear."""
+    steps: tuple[int, int, int] | None = None
+    """karlo: of prior, decoder and upsampler; None is 25 25 7."""
+    seed: int | None = None
+    """Of inputs and noise; None is 0."""
     out: str | None = None
     """Folder for the table as text and for the pictures side by side."""
     config: str | None = None
@@ -51,17 +52,19 @@ class CompareOptions:
 def main(arguments: Sequence[str]) -> int:
     """Prints the table; returns 0 if every row passes, else 1."""
     options = parse(CompareOptions, arguments, default=None, program="unclip compare")
-    if min(options.steps) < 2 or not options.prompt:
-        raise UserError(
-            f"--steps is {options.steps} with {len(options.prompt)} prompts: give 2 or more steps "
-            "each, and a prompt"
-        )
-    if options.seed < 0:
+    if options.steps is not None and min(options.steps) < 2:
+        raise UserError(f"--steps is {options.steps}: give 2 or more for each stage")
+    if options.prompt is not None and not options.prompt:
+        raise UserError("--prompt is empty: give a caption, or leave it out")
+    if (options.seed or 0) < 0:
         raise UserError(f"--seed is {options.seed}: give 0 or more")
     if options.out and Path(options.out).expanduser().is_file():
         raise UserError(f"--out {options.out} is a file: name a folder")
     if options.record and options.trace:
         raise UserError("--record runs the reference and --trace replaces it: give one of them")
+    for name in ("prompt", "steps", "seed"):
+        if options.trace and getattr(options, name) is not None:
+            raise UserError(f"--trace holds its inputs, noise and steps: leave --{name} out")
     import jax
 
     from unclip_jax.cli.runtime import prepare_jax
@@ -93,31 +96,34 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     if not folder.exists():
         raise UserError(f"{folder} does not exist: name a checkpoint's file or folder")
     belongs = {"model": "karlo", "clip_model": "clip", "config": "dalle2_pytorch"}
-    belongs["era"] = "dalle2_pytorch"
+    belongs |= {"era": "dalle2_pytorch", "steps": "karlo"}
     for name, reference in belongs.items():
         if getattr(options, name) is not None and options.reference != reference:
             raise UserError(f"--{name.replace('_', '-')} is for {reference}: leave it out")
+    if options.prompt is not None and options.reference == "dalle2_pytorch":
+        raise UserError("--prompt is for the others, this one reads embeddings: leave it out")
     if options.record and not Path(options.record).expanduser().parent.is_dir():
         raise UserError(f"--record {options.record}: its folder does not exist, make it first")
     given = {
         "record": None if options.record is None else Path(options.record).expanduser(),
         "trace": None if options.trace is None else Path(options.trace).expanduser(),
-        "seed": options.seed,
+        "seed": options.seed or 0,
         "progress": lambda stage: print(f"reference: {stage} ...", flush=True),
     }
+    prompts = options.prompt or _PROMPTS
     if options.reference == "karlo":
         from unclip_jax.interop.comparison.run_karlo import run_karlo
 
         model = None if options.model is None else Path(options.model).expanduser()
-        return run_karlo(folder, model, options.prompt, options.steps, **given)
+        return run_karlo(folder, model, prompts, options.steps or _STEPS, **given)
     if options.reference == "clip":
         from unclip_jax.interop.comparison.clip import run_clip
 
-        return run_clip(folder, options.prompt, **given, model=options.clip_model)
+        return run_clip(folder, prompts, **given, model=options.clip_model)
     if options.reference == "glide":
         from unclip_jax.interop.comparison.glide import run_glide
 
-        return run_glide(folder, options.prompt, **given)
+        return run_glide(folder, prompts, **given)
     from unclip_jax.interop.comparison.dalle2 import run_dalle2
 
     config = None if options.config is None else Path(options.config).expanduser()

@@ -42,8 +42,7 @@ class ConvertOptions:
     """Karlo: the sampler's arithmetic. original is float64 and clips the prior at 10; diffusers
     repeats the rounding of its float32 tables, to compare with it."""
     tokenizer: str | None = None
-    """CLIP, Karlo's own files: folder of the vocabulary, if that is neither OpenAI's nor beside the
-    weights."""
+    """CLIP, Karlo: folder of the vocabulary, if that is neither OpenAI's nor beside the weights."""
     clip_model: str | None = None
     """A CLIP's bare state dict: openai, or a model of OpenCLIP such as ViT-H-14."""
     vision_heads: int | None = None

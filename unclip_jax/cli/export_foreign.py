@@ -35,6 +35,11 @@ def export_foreign(
         options = (dtype or "float32",) if kind == "karlo" else ()
         components = write(stages, out, *options)
         print(f"{', '.join(components)} in {out}")
+        if kind == "karlo_original":
+            print(
+                "Karlo's own files have no place for a CLIP: its code loads OpenAI's archive, and "
+                "`unclip convert` takes one with --clip"
+            )
         return
     if "clip" not in stages:
         raise UserError(f"--format {kind} needs a CLIP: name it with --clip or --model")

@@ -99,7 +99,8 @@ class Schedule:
     @cached_property
     def sqrt_recipm1_alphas_bar(self) -> np.ndarray:
         """sqrt(1 / abar - 1), [N]."""
-        return np.sqrt(1 / self.alphas_bar - 1)
+        # 1 / abar in float32 would cost what little noise is left at t = 0 a thousandth.
+        return np.sqrt(1 - self.alphas_bar) / np.sqrt(self.alphas_bar)
 
 
 def make_schedule(name: ScheduleName, num_timesteps: int = 1000) -> Schedule:

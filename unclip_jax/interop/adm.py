@@ -176,7 +176,7 @@ def infer_adm(tensors: Tensors, options: ADMOptions = ADMOptions(), *, what: str
     if options.attention_order is None and has_choice:
         raise UserError(
             f"{what} is none of the published networks, and no shape tells the order of its packed "
-            "attention: give attention_order legacy (head by head) or new (queries, keys, values)"
+            "attention: give --attention-order legacy (head by head) or new (queries, keys, values)"
         )
     return ADMFormat(network, options.attention_order or "legacy")
 

@@ -193,8 +193,8 @@ def _from_hf(
         config, tensors = _hf_towers(data, tensors, image_encoder, pictures, where)
     elif kind == "clip_vision_model":
         raise UserError(
-            f"{path} is an image encoder alone: name its text encoder's folder, and this one as "
-            "image_encoder"
+            f"{path} is an image encoder alone: name the folder above it, which has its text "
+            "encoder too"
         )
     else:
         raise UserError(f"{where} has model_type {kind!r}, not clip: name a CLIP's folder")

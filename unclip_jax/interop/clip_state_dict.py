@@ -82,15 +82,15 @@ class StateDictOptions:
     def __post_init__(self) -> None:
         if self.model not in (None, "openai", *PRESETS):
             raise UserError(
-                f"model {self.model!r} is not a CLIP that this package knows: "
+                f"--clip-model {self.model!r} is not a CLIP that this package knows: "
                 f"give openai, {', '.join(PRESETS)}"
             )
         heads = [n for n in (self.vision_heads, self.text_heads) if n is not None]
         if any(n < 1 for n in heads):
-            raise UserError(f"vision_heads and text_heads are {heads}: give 1 or more")
+            raise UserError(f"--vision-heads or --text-heads is {min(heads)}: give 1 or more")
         if self.model in PRESETS and (heads or self.activation):
             raise UserError(
-                f"model {self.model!r} has its own heads and activation: give the model or these"
+                f"--clip-model {self.model!r} has its own heads and activation: give it or these"
             )
 
 
@@ -189,8 +189,8 @@ def state_dict_config(tensors: Tensors, options: StateDictOptions, where: str) -
     if not vision_heads or not text_heads or activation is None:
         raise UserError(
             f"{where} does not say how many heads its layers have and which GELU: name the model "
-            f"(openai, {', '.join(PRESETS)}), or give vision_heads, text_heads and activation "
-            "(gelu or quick_gelu)"
+            f"with --clip-model (openai, {', '.join(PRESETS)}), or give --vision-heads, "
+            "--text-heads and --activation (gelu or quick_gelu)"
         )
     return CLIPConfig(
         embedding_width=embedding,

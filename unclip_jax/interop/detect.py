@@ -20,6 +20,7 @@ FORMATS: dict[Format, str] = {
     "dalle2_prior": "DALLE2-pytorch's diffusion prior",
     "dalle2_decoder": "DALLE2-pytorch's decoder",
 }
+_COMPONENTS = ("PriorTransformer", "UNet2DConditionModel", "UNet2DModel", "UnCLIPTextProjModel")
 _CLIP_FILES = ("open_clip_config.json",)
 _WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".th", ".bin")
 
@@ -49,8 +50,16 @@ def _folder(path: Path) -> Format | None:
         (path / name).is_dir() for name in ("prior", "decoder", "super_res_first")
     ):
         return "karlo"
-    if any((path / name).is_file() for name in _CLIP_FILES) or _is_hf_clip(path):
+    config = _config(path)
+    if any((path / name).is_file() for name in _CLIP_FILES):
         return "clip"
+    if str(config.get("model_type", "")).startswith("clip"):
+        return "clip"
+    if config.get("_class_name") in _COMPONENTS:
+        raise UserError(
+            f"{path} is one component ({config['_class_name']}) of a model in diffusers' layout: "
+            "name the folder above it, and with --stages what of it is wanted"
+        )
     kinds = set()
     for file in sorted(path.iterdir()):
         if file.is_file() and file.name.endswith(_WEIGHTS):
@@ -87,10 +96,10 @@ def _file(tensors: Tensors) -> Format | None:
     return None
 
 
-def _is_hf_clip(path: Path) -> bool:
-    config: Any = None
+def _config(path: Path) -> dict[str, Any]:
+    """Its config.json; empty if it has none that can be read."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and str(config.get("model_type", "")).startswith("clip")
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -69,7 +69,7 @@ class GlideOptions:
 
     def __post_init__(self) -> None:
         if self.text_heads is not None and self.text_heads < 1:
-            raise UserError(f"text_heads is {self.text_heads}: give 1 or more")
+            raise UserError(f"--text-heads is {self.text_heads}: give 1 or more")
 
 
 def load_glide(
@@ -119,7 +119,7 @@ def infer_glide(
     if options.text_heads is None and width % TEXT_HEAD_WIDTH:
         raise UserError(
             f"{what} has a text encoder of width {width}, not a multiple of {TEXT_HEAD_WIDTH}: "
-            "give text_heads"
+            "give --text-heads"
         )
     heads = options.text_heads or width // TEXT_HEAD_WIDTH
     mlp_width = None if hidden == 4 * width else hidden

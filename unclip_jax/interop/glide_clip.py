@@ -67,7 +67,8 @@ class NoisedCLIPOptions:
         for name in ("vision_heads", "text_heads"):
             heads = getattr(self, name)
             if heads is not None and heads < 1:
-                raise UserError(f"{name} is {heads}: give 1 or more")
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is {heads}: give 1 or more")
 
 
 def load_noised_clip(
@@ -145,8 +146,8 @@ def infer_noised_clip(
             embedding_width=widths[0],
             image_size=side * patches[-1],
             patch_size=patches[-1],
-            vision=_tower(image, options.vision_heads, "vision_heads", what),
-            text=_tower(text, options.text_heads, "text_heads", what),
+            vision=_tower(image, options.vision_heads, "--vision-heads", what),
+            text=_tower(text, options.text_heads, "--text-heads", what),
             vocab_size=words[0],
             context_length=_shape(text, "blocks.input.w_pos", 2, what)[0],
             initial_logit_scale=MAX_LOGIT_SCALE,

@@ -33,13 +33,14 @@ class HeadOptions:
     def __post_init__(self) -> None:
         if self.head_channels is not None and self.heads is not None:
             raise UserError(
-                f"head_channels {self.head_channels} and heads {self.heads} are both given: "
+                f"--head-channels {self.head_channels} and --heads {self.heads} are both given: "
                 "give one of them"
             )
         for name in ("head_channels", "heads", "groups"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} is {value}: give 1 or more")
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is {value}: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def infer_encoder(
         fits[blocks_each - 1] = levels
     if len(fits) != 1:
         found = " or ".join(str(n) for n in fits) or "none that is the same at every level"
-        raise UserError(f"{what} may have a depth of {found}: give the depth of a level")
+        raise UserError(f"{what} may have a depth of {found}: give that of a level with --depth")
     (levels,) = fits.values()
     positions = _shape(tensors, "out.2.positional_embedding", what)[-1] - 1
     side = math.isqrt(max(positions, 0))
@@ -128,7 +129,7 @@ def _config(
     options = options or HeadOptions()
     side = 4 << len(levels) if image_size is None else image_size
     if side < 1:
-        raise UserError(f"image_size is {side}: give 1 or more")
+        raise UserError(f"--image-size is {side}: give 1 or more")
     sinusoids = _shape(tensors, "time_embed.0.weight", what)[1]
     widths = [level.width for level in levels]
     # OpenAI's `num_channels` is the number of sinusoids; a first level of half of it leaves

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.errors import UserError
@@ -57,13 +58,14 @@ def read_params(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """As `import_params`, one parameter at a time: (path, float32 array).
 
-    The check is done before this returns, the reading while it is iterated.
+    Names, shapes and dtypes are checked before this returns, and values while it is iterated: one
+    that is not finite raises UserError.
     """
     expected = {name: leaf.shape for name, leaf in flatten(abstract).items()}
     check_tensors(key_map, tensors, expected, what=what, ignored=ignored)
 
     def read(entry: Entry) -> np.ndarray:
-        sources = (_as_float32(tensors[name]) for name in entry.sources)
+        sources = (_as_float32(name, tensors[name], what) for name in entry.sources)
         return np.asarray(entry.layout.read(sources), order="C")
 
     return ((entry.target, read(entry)) for entry in key_map)
@@ -108,14 +110,25 @@ def check_tensors(
         if not set(entry.sources) - set(tensors)
         if (line := _shape_fault(entry, tensors, expected[entry.target]))
     ]
-    if not (missing or surplus or misshapen):
+    mistyped = [
+        f"{name} is {tensors[name].dtype}"
+        for name in sorted(wanted & set(tensors))
+        if not _is_floating(tensors[name].dtype)
+    ]
+    if not (missing or surplus or misshapen or mistyped):
         return
     details = [
         *_listed("missing", missing, set(surplus)),
         *_listed("surplus", surplus, set(missing)),
         *(f"misshapen: {line}" for line in misshapen),
+        *(f"of no floating type, as if quantised: {line}" for line in mistyped),
     ]
-    counts = ((missing, "missing"), (surplus, "surplus"), (misshapen, "misshapen"))
+    counts = (
+        (missing, "missing"),
+        (surplus, "surplus"),
+        (misshapen, "misshapen"),
+        (mistyped, "of no floating type"),
+    )
     error = UserError(
         f"{what} does not fit: "
         + ", ".join(f"{len(names)} {kind}" for names, kind in counts if names)
@@ -156,8 +169,19 @@ def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _as_float32(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor.read(), np.float32)
+def _is_floating(dtype: np.dtype) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))  # bfloat16 and float8 too
+
+
+def _as_float32(name: str, tensor: Tensor, what: str) -> np.ndarray:
+    array = np.asarray(tensor.read(), np.float32)
+    if not np.isfinite(array).all():
+        count = int(np.count_nonzero(~np.isfinite(array)))
+        raise UserError(
+            f"{what}: {name} has {count} values of {array.size} that are not finite: take another "
+            "copy of the file"
+        )
+    return array
 
 
 def _writer(entry: Entry, leaf: np.ndarray, number: int) -> Callable[[], np.ndarray]:

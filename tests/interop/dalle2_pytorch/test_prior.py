@@ -234,6 +234,7 @@ def test_eras() -> None:
         ("null_text_embed", "1.1.0", "1.6.0", "computes something else"),
         ("null_text_embed", None, "0.15.4", "older than 0.23.2"),
         ("null_text_embed", None, "newest", "'newest' is unknown"),
+        ("null_text_embeds", None, "9.9.9", "newer than 1.15.6"),
         ("something", None, "legacy", "no prior"),
     ],
 )
@@ -340,6 +341,11 @@ def test_a_wrong_missing_or_surplus_tensor_is_named() -> None:
         import_prior(whole | {"net.extra": np.ones(3)})
     with pytest.raises(UserError, match=r"belong to nothing known \(extra\)"):
         import_prior(whole | {"extra": np.ones(3)})
+    run, config, _ = frozen("x0")
+    first = [name for name in whole if name.startswith("net.") and ".layers.1." not in name]
+    for lost in first:  # with a config, nothing that is lost is taken for an option
+        with pytest.raises(UserError, match=r"missing|lacks|no prior|the config says"):
+            import_prior(without(run.arrays(), lost), config)
     freqs = "net.causal_transformer.layers.1.0.rotary_emb.freqs"
     with pytest.raises(UserError, match="a rotation with theta"):
         import_prior(whole | {freqs: whole[freqs] * np.float32(1.1)})

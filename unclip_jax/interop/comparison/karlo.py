@@ -14,6 +14,7 @@ import numpy as np
 from unclip_jax.config import from_dict
 from unclip_jax.diffusion.sampler_config import SamplerConfig
 from unclip_jax.diffusion.samplers import make_step
+from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.generation.captions import Caption
 from unclip_jax.generation.decoder import Condition, make_decoder
 from unclip_jax.generation.guided import make_chain, make_guided
@@ -32,9 +33,11 @@ from unclip_jax.training.recipes.decoder import DecoderRecipe
 from unclip_jax.training.weights import Stage
 
 TRAJECTORY_TOLERANCES = {"prior": 1e-4, "decoder": 5e-3, "super_res": 5e-3}
-"""Relative, of x after any step. The first step of a network that predicts eps multiplies its
-rounding by 2e4 wherever the clip does not bind, and guidance 8 amplifies it from step to step; the
-blocks of decoder and upsampler are held to 1e-5 like all others."""
+"""Relative, of x after any step of a chain that runs on its own. The first step of a network that
+predicts eps multiplies its rounding by 2e4 wherever the clip does not bind, and guidance 8
+amplifies it from step to step. So every step is also compared from the reference's x: the guided
+network, held to 1e-5 like all blocks, and the update."""
+_ROUNDING = 2.0**-23
 
 
 def compare_karlo(
@@ -256,22 +259,41 @@ def _trajectory(
     how: SamplerConfig,
     denoise: Callable[[Any, Any], Any],
 ) -> Generator[Row, None, Any]:
-    """The chain from the reference's noise, running on its own from the first step to the last."""
+    """Each step from the reference's x: the guided network, then the update of the reference's own
+    output. Then the chain from the reference's noise, on its own from the first step to the last.
+    """
     chain = make_chain(diffusion, how)
     step = make_step(chain, how, prediction=diffusion.prediction, variance=diffusion.variance)
     draws = jnp.asarray(arrays[f"{name}/noise"])
     yield compare_arrays(
         f"{name}: timesteps", chain.timesteps[::-1], arrays[f"{name}/timesteps"], 0.0
     )
-    x = draws[:, 0]
+    x = forced = draws[:, 0]
+    trajectory = []
     for i in range(len(chain)):
         index = len(chain) - 1 - i
         noise = draws[:, i + 1] if index else jnp.zeros_like(x)
         t = int(chain.timesteps[index])
+        output, reached = (arrays[f"{name}/{kind}/{i:02d}"] for kind in ("output", "step"))
+        ours = denoise(forced, _times(x, t))
+        yield compare_arrays(f"{name}: t={t}, guided output", ours, output)
+        ours = step(forced, jnp.asarray(output), _times(x, index), noise)
+        tolerance = _update_tolerance(chain, index, diffusion.prediction)
+        yield compare_arrays(f"{name}: t={t}, update", ours, reached, tolerance)
         x = step(x, denoise(x, _times(x, t)), _times(x, index), noise)
-        reference = arrays[f"{name}/step/{i:02d}"]
-        yield compare_arrays(f"{name}: t={t}", x, reference, TRAJECTORY_TOLERANCES[name])
+        tolerance = TRAJECTORY_TOLERANCES[name]
+        trajectory.append(compare_arrays(f"{name}: trajectory to t={t}", x, reached, tolerance))
+        forced = jnp.asarray(reached)
+    yield from trajectory
     return x
+
+
+def _update_tolerance(chain: Schedule, index: int, prediction: str) -> float:
+    """1e-6, and what one rounding of x_t - sqrt(1 - abar) eps becomes in x_{t-1}."""
+    if prediction == "x0":
+        return 1e-6
+    into_x0 = 1 / np.sqrt(chain.alphas_bar[index])
+    return float(1e-6 + _ROUNDING * chain.posterior_mean_coef1[index] * into_x0)
 
 
 def _unet_rows(

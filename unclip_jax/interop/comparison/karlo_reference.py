@@ -37,7 +37,7 @@ def record_karlo(
     folder: Path,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
-    steps: tuple[int, int, int],
+    steps: Sequence[int],
     seed: int,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Trace:
@@ -279,7 +279,7 @@ def _trajectory(
     shape: tuple[int, ...],
     steps: int,
 ) -> Any:
-    """The whole chain; every x_{t-1} and every draw is kept."""
+    """The whole chain; every draw, guided output and x_{t-1} is kept."""
     import torch
     from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 
@@ -291,6 +291,7 @@ def _trajectory(
     x, times = draws[0], scheduler.timesteps
     for i, t in enumerate(times):
         out = denoise(x, t)
+        trace.arrays[f"{name}/output/{i:02d}"] = _last(out)
         previous = times[i + 1] if i + 1 < steps else None
         x = _step(scheduler, out, t, x, previous, draws[i + 1] if i + 1 < steps else None)
         trace.arrays[f"{name}/step/{i:02d}"] = _last(x)

@@ -31,7 +31,7 @@ def run_karlo(
     folder: Path,
     model_folder: Path | None,
     prompts: Sequence[str],
-    steps: tuple[int, int, int],
+    steps: Sequence[int],
     *,
     record: Path | None,
     trace: Path | None,
@@ -51,13 +51,13 @@ def run_karlo(
             "its layout"
         )
     model = open_diffusers_folder(folder, "diffusers")
-    load = _checked(model, model_folder, steps)
+    recorded = None if trace is None else load_trace(trace, "karlo")
+    load = _checked(model, model_folder, steps if recorded is None else recorded.facts["steps"])
     if model_folder is not None:
         model = replace(model, clip=load("clip"))
     notes: list[str] = []
     rows: list[Row] = []
-    if trace is not None:
-        recorded = load_trace(trace, "karlo")
+    if recorded is not None:
         rows, notes = _weights(folder, recorded)
     else:
         assert model.clip.tokenizer is not None
@@ -72,7 +72,7 @@ def run_karlo(
 
 
 def _checked(
-    model: ForeignModel, folder: Path | None, steps: tuple[int, int, int]
+    model: ForeignModel, folder: Path | None, steps: Sequence[int]
 ) -> Callable[[str], Stage]:
     """What loads a stage of ours, after all that can be known to be wrong was looked for: the
     reference takes long."""

@@ -19,8 +19,19 @@ import numpy as np
 from unclip_jax.errors import UserError
 from unclip_jax.interop.tensors import Tensors
 
-FORMAT = 1
+FORMAT = 2
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
+
+
+class _Read(dict[str, Any]):
+    """What a file holds by name; a name that it lacks is the file's fault."""
+
+    def __init__(self, path: Path, items: dict[str, Any]) -> None:
+        super().__init__(items)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self._path} is no whole trace (it lacks {name}): record one again")
 
 
 @dataclass
@@ -76,7 +87,7 @@ def load_trace(path: Path, kind: str) -> Trace:
             f"{path} is a trace of {found}, format {version}; this needs {kind}, format {FORMAT}: "
             "record it again"
         )
-    return Trace(kind, header["facts"], arrays)
+    return Trace(kind, _Read(path, header["facts"]), _Read(path, arrays))
 
 
 def digests(tensors: Tensors) -> dict[str, str]:

@@ -100,6 +100,17 @@ def parse_version(text: str) -> Version:
     return tuple(int(part) for part in match[1].split("."))
 
 
+def parse_named_version(text: str) -> Version:
+    """As `parse_version`, of what a user gives: no version that is not there yet."""
+    version = parse_version(text)
+    if version > NEWEST:
+        raise UserError(
+            f"era {text!r} is newer than {_text(NEWEST)}, the newest that is known: give the "
+            "version that wrote the file, or current"
+        )
+    return version
+
+
 def detect_era(names: Container[str], version: str | None = None) -> Era | None:
     """Which attention a prior needs; None where the names alone leave it open.
 
@@ -129,7 +140,7 @@ def resolve_version(
         UserError: what the user gives contradicts the file, or nothing tells the version.
     """
     is_current = _is_current(names, what)
-    given = parse_version(named) if named is not None else None
+    given = parse_named_version(named) if named is not None else None
     noted = parse_version(recorded) if recorded is not None else None
     for version, source in ((given, "you named"), (noted, "it records")):
         if version is not None and (version >= _NULL_TOKENS) != is_current:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from unclip_jax.errors import UserError
-from unclip_jax.interop.dalle2_pytorch.era import Version, parse_version
+from unclip_jax.interop.dalle2_pytorch.era import Version, parse_named_version, parse_version
 from unclip_jax.interop.tensors import Tensors
 
 OLDEST: Version = (0, 14)
@@ -91,7 +91,8 @@ def unet_era(
     for text, source in ((recorded, "it records"), (named, "you named")):
         if text is None:
             continue
-        version = _LEGACY if text == "legacy" else parse_version(text)
+        parse = parse_version if source == "it records" else parse_named_version
+        version = _LEGACY if text == "legacy" else parse(text)
         if text == "legacy" and eras and parse_version(recorded or text) < _SQUARED_SCALE:
             continue
         if not first <= version < before:

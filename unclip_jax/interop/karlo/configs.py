@@ -61,6 +61,15 @@ _PRIOR_FIXED = {
 }
 
 
+_COUNTS = (
+    *("num_attention_heads", "attention_head_dim", "embedding_dim", "num_embeddings", "num_layers"),
+    *("block_out_channels", "layers_per_block", "norm_num_groups", "sample_size"),
+    *("in_channels", "out_channels", "cross_attention_dim", "num_train_timesteps"),
+    *("time_embed_dim", "clip_embeddings_dim", "clip_extra_context_tokens"),
+)
+"""Fields that are whole numbers from 1 on, or lists of them, wherever they stand."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A config file; raises UserError."""
     try:
@@ -69,6 +78,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} does not hold an object: restore the file")
+    for name in _COUNTS:
+        value = data.get(name)
+        values = value if isinstance(value, list) and value else [value]
+        if value is not None and not all(type(n) is int and n > 0 for n in values):
+            raise UserError(f"{path}: {name} is {value!r}, and not 1 or more: restore the file")
     return data
 
 

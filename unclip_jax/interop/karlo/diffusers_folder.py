@@ -42,8 +42,13 @@ _PREPROCESSORS = ("feature_extractor", "image_processor")
 """What Karlo and Kandinsky call it."""
 
 
-def open_diffusers_folder(folder: Path, coefficients: Coefficients = "original") -> ForeignModel:
+def open_diffusers_folder(
+    folder: Path, coefficients: Coefficients = "original", tokenizer: Path | None = None
+) -> ForeignModel:
     """What the folder has of a prior, a decoder and two upsamplers, and its CLIP.
+
+    Args:
+        tokenizer: folder of the vocabulary; None takes the one that is there, or OpenAI's.
 
     Raises:
         UserError: no text encoder, none of the stages, or a config that is not unCLIP's.
@@ -55,7 +60,7 @@ def open_diffusers_folder(folder: Path, coefficients: Coefficients = "original")
         import_clip(
             folder / "text_encoder",
             image_encoder=image_encoder if image_encoder.is_dir() else None,
-            tokenizer=folder / "tokenizer",
+            tokenizer=tokenizer or folder / "tokenizer",
             preprocessor=_first(folder, _PREPROCESSORS),
         ),
         unit_embeddings=False,
@@ -118,9 +123,8 @@ def _upsampler(folder: Path, component: str, coefficients: Coefficients) -> Fore
     diffusion, _ = diffusion_config(_scheduler(folder, "super_res"), coefficients)
     recipe = upsampler_recipe(unet, diffusion)
     keys = upsampler_keys(unet, "diffusers")
-    return ForeignStage(
-        recipe, keys, open_file(folder / component).tensors, f"{folder / component}"
-    )
+    tensors = open_file(folder / component).tensors
+    return ForeignStage(recipe, keys, tensors, f"{folder / component}")
 
 
 def _components(folder: Path, names: tuple[str, ...]) -> Tensors:

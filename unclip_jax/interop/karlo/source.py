@@ -25,8 +25,9 @@ def open_karlo(
     """A folder in diffusers' layout, or one with the original files.
 
     Args:
-        clip, tokenizer, prior_heads, heads, image_size: what original files do not tell; a
-            diffusers folder tells them itself.
+        tokenizer: folder of the vocabulary, if neither beside the weights nor OpenAI's.
+        clip, prior_heads, heads, image_size: what original files do not tell; a diffusers folder
+            tells them itself.
     Raises:
         UserError: options that are not needed, or a folder that is neither.
     """
@@ -35,10 +36,9 @@ def open_karlo(
     if not (folder / "text_encoder").is_dir():
         given = Hyperparameters(prior_heads, heads, image_size or 64)
         return open_original_files(folder, clip, coefficients, given, tokenizer)
-    options = (clip, tokenizer, prior_heads, heads, image_size)
-    if options != (None, None, None, HeadOptions(), None):
+    if (clip, prior_heads, heads, image_size) != (None, None, HeadOptions(), None):
         raise UserError(
             f"{folder} is a folder of diffusers', whose configs tell CLIP, heads and sizes: leave "
             "these options out"
         )
-    return open_diffusers_folder(folder, coefficients)
+    return open_diffusers_folder(folder, coefficients, tokenizer)
