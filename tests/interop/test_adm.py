@@ -284,7 +284,7 @@ def small_classifier(attention_resolutions: tuple[int, ...]) -> dict[str, np.nda
 def test_a_classifier_whose_depth_is_open_asks_for_it() -> None:
     options = ADMOptions(TINY)
     tensors = from_arrays(small_classifier(()))
-    with pytest.raises(UserError, match=r"may have a depth of 1 or 2 or 5: give the depth"):
+    with pytest.raises(UserError, match=r"may have a depth of 1 or 2 or 5: give that of a level"):
         infer_adm(tensors, options, what="file")
     for depth, levels in ((1, 3), (2, 2), (5, 1)):
         found = infer_adm(tensors, replace(options, depth=depth), what="file").network
@@ -300,7 +300,7 @@ def test_a_classifier_whose_depth_is_open_asks_for_it() -> None:
 
 def test_what_no_shape_tells_is_asked_for() -> None:
     frozen, _, _ = frozen_adm()
-    with pytest.raises(UserError, match="give attention_order legacy"):
+    with pytest.raises(UserError, match="give --attention-order legacy"):
         import_adm(frozen.tensors(), ADMOptions(TINY), what="file")
     with pytest.raises(UserError, match="do not divide into heads of 64"):
         import_adm(frozen.tensors(), ADMOptions(HeadOptions(groups=4), "legacy"), what="file")

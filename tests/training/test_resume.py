@@ -46,6 +46,8 @@ class Runs:
         self.folder, self.pictures = folder, toys.write_pictures(folder / "pictures")
 
     def recipe(self, stage: str, steps: int, **changes: Any) -> Any:
+        if stage == "decoder":
+            changes["model"] = toys.SMALL_DECODER | changes.get("model", {})
         return toys.on_folder(stage, self.folder, steps, **changes)
 
     def train(self, stage: str, steps: int, name: str | None = None, **changes: Any) -> Any:
