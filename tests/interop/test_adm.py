@@ -291,7 +291,7 @@ def test_a_classifier_whose_depth_is_open_asks_for_it() -> None:
         assert isinstance(found, ClassifierConfig)
         assert found.encoder.channel_mult == (1,) * levels
         assert found.encoder.image_size == 8 * 2 ** (levels - 1)
-    with pytest.raises(UserError, match="give the depth"):
+    with pytest.raises(UserError, match="give that of a level"):
         infer_adm(tensors, replace(options, depth=3), what="file")
     attending = infer_adm(from_arrays(small_classifier((8,))), options, what="file").network
     assert isinstance(attending, ClassifierConfig)

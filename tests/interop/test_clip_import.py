@@ -335,7 +335,7 @@ def test_a_bare_state_dict_is_not_guessed(
 ) -> None:
     path = save_arrays(frozen["w"], tmp_path / "clip.safetensors")
     for options in (StateDictOptions(), StateDictOptions(vision_heads=4, text_heads=6)):
-        with pytest.raises(UserError, match=r"ViT-H-14.* or give vision_heads, text_heads and act"):
+        with pytest.raises(UserError, match=r"ViT-H-14.* or give --vision-heads, --text-heads and"):
             import_clip(path, options=options)
     with pytest.raises(UserError, match="misshapen"):
         import_clip(path, options=StateDictOptions(model="ViT-B-32"))

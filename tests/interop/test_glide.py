@@ -265,7 +265,7 @@ def test_words_that_the_text_encoder_predicted_in_training_are_left_out() -> Non
             OPTIONS,
             "4 input channels: GLIDE's networks have 3, 6, 7, 10",
         ),
-        ({}, replace(OPTIONS, text_heads=None), "width 16, not a multiple of 64: give text_heads"),
+        ({}, replace(OPTIONS, text_heads=None), "not a multiple of 64: give --text-heads"),
         ({}, replace(OPTIONS, text_heads=3), "not divisible by heads 3"),
     ],
 )
@@ -303,5 +303,5 @@ def test_configs_are_checked() -> None:
         GlideConfig(is_inpainting=True)
     with pytest.raises(UserError, match="context_width 8 must equal"):
         GlideConfig(UNetConfig(context_width=8))
-    with pytest.raises(UserError, match="text_heads is 0"):
+    with pytest.raises(UserError, match="--text-heads is 0"):
         GlideOptions(text_heads=0)

@@ -222,7 +222,7 @@ def test_options_are_checked() -> None:
     image, text = frozen.tensors("image."), frozen.tensors("text.")
     with pytest.raises(UserError, match="swap the two"):
         infer_noised_clip(text, image, OPTIONS, what="files")
-    with pytest.raises(UserError, match="not a multiple of 64: give text_heads"):
+    with pytest.raises(UserError, match="not a multiple of 64: give --text-heads"):
         infer_noised_clip(image, text, NoisedCLIPOptions(2), what="files")
-    with pytest.raises(UserError, match="vision_heads is 0"):
+    with pytest.raises(UserError, match="--vision-heads is 0"):
         NoisedCLIPOptions(0)

@@ -235,11 +235,11 @@ def test_another_network_is_refused(change: dict[str, str | None], message: str)
 
 
 def test_options_that_contradict_are_refused() -> None:
-    with pytest.raises(UserError, match="head_channels 8 and heads 2 are both given"):
+    with pytest.raises(UserError, match="--head-channels 8 and --heads 2 are both given"):
         HeadOptions(8, 2)
     with pytest.raises(UserError, match="groups is 0"):
         HeadOptions(groups=0)
-    with pytest.raises(UserError, match="image_size is 0"):
+    with pytest.raises(UserError, match="--image-size is 0"):
         infer_unet(from_arrays(small_file()), HeadOptions(groups=4), what="file", image_size=0)
     with pytest.raises(UserError, match="not divisible by groups 32"):
         infer_unet(from_arrays(small_file()), what="file")

@@ -64,11 +64,6 @@ class CLIPConfig:
             )
         if len(self.image_mean) != 3 or len(self.image_std) != 3:
             raise UserError("image_mean and image_std need three numbers each")
-        if self.end_of_text is not None and not 0 <= self.end_of_text < self.vocab_size:
-            raise UserError(
-                f"end_of_text {self.end_of_text} is no id of a vocabulary of {self.vocab_size}: "
-                "give the id of its last token"
-            )
 
     @property
     def image_tower(self) -> TransformerConfig:

@@ -125,11 +125,14 @@ def _blocks(tower: str, kept: Any, trace: Trace) -> Iterator[Row]:
 
 
 def _random_ids(random: np.random.Generator, c: CLIPConfig) -> np.ndarray:
-    """Rows with one end of text each, at different places, and zeros after it."""
+    """Rows with one end of text each, at different places, and zeros after it; without one where
+    the config names an id that the vocabulary does not have."""
     end = c.vocab_size - 1 if c.end_of_text is None else c.end_of_text
     words = [i for i in (1, c.vocab_size - 2) if i != end]
     tokens = random.integers(min(words), max(words) + 1, (BATCH, c.context_length))
     tokens[tokens == end] = words[0]
+    if end >= c.vocab_size:
+        return tokens.astype(np.int32)
     for row, at in zip(tokens, (c.context_length - 1, c.context_length // 2), strict=True):
         row[at], row[at + 1 :] = end, 0
     return tokens.astype(np.int32)
