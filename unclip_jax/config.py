@@ -118,12 +118,25 @@ class MeshConfig:
     data: int = -1
     """Devices on the data axis; -1 takes all that fsdp leaves."""
     fsdp: int = 1
-    """Devices over which parameters, EMA and optimiser state are sharded."""
+    """Devices over which the state is sharded."""
+    slices: int = 1
+    """Slices, or groups of hosts, between which the network is slow. The data axis runs across them
+    and fsdp stays inside one."""
+    rule: Literal["fsdp", "zero1"] = "fsdp"
+    """What is sharded over fsdp: parameters, EMA and optimiser state; or, with zero1, all but the
+    parameters, which every device then holds whole and gathers once a step."""
+    topology: str | None = None
+    """The accelerators that the recipe is meant for, such as 'v5e:16x16': what `unclip plan`
+    compiles for. Training takes the devices that are there."""
 
     def __post_init__(self) -> None:
         if self.fsdp < 1 or (self.data < 1 and self.data != -1):
             raise UserError(
                 f"mesh is (data={self.data}, fsdp={self.fsdp}): give 1 or more, or data=-1"
+            )
+        if self.slices < 1 or (self.data != -1 and self.data % self.slices):
+            raise UserError(
+                f"mesh.slices is {self.slices}: give 1 or more, and a mesh.data that it divides"
             )
 
 

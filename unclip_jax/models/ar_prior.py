@@ -27,7 +27,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.cached_transformer import Cache, CachedTransformer, empty_cache
-from unclip_jax.models.layers import layer_norm
+from unclip_jax.models.layers import Dense, layer_norm
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 
@@ -89,11 +89,11 @@ class ARPrior(nn.Module):
         dtype = jnp.dtype(c.transformer.dtype)
         normal = nn.initializers.normal
         if c.text.depth:
-            self.text_in = nn.Dense(c.text.width, dtype=jnp.dtype(c.text.dtype))
+            self.text_in = Dense(c.text.width, dtype=jnp.dtype(c.text.dtype))
             self.text_transformer = Transformer(c.text)
             self.text_norm_out = layer_norm("text_norm_out")
-        self.text_projection = nn.Dense(width, dtype=dtype)
-        self.text_embedding_projection = nn.Dense(width, dtype=dtype)
+        self.text_projection = Dense(width, dtype=dtype)
+        self.text_embedding_projection = Dense(width, dtype=dtype)
         self.dot_embedding = nn.Embed(
             c.dot_buckets + 1, width, dtype=dtype, embedding_init=normal(0.02)
         )
@@ -103,7 +103,7 @@ class ARPrior(nn.Module):
         )
         self.transformer = Transformer(c.transformer)
         self.norm_out = layer_norm("norm_out")
-        self.projection = nn.Dense(c.buckets)
+        self.projection = Dense(c.buckets)
 
     def __call__(
         self,

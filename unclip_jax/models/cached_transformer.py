@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from unclip_jax.models.layers import activation, attention, layer_norm
+from unclip_jax.models.layers import Dense, activation, attention, layer_norm
 from unclip_jax.models.transformer import TransformerConfig
 
 
@@ -52,8 +52,8 @@ class CachedBlock(nn.Module):
         c = self.config
         batch, length, width = x_BTD.shape
 
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=jnp.dtype(c.dtype), name=name)
+        def dense(features: int, name: str) -> Dense:
+            return Dense(features, dtype=jnp.dtype(c.dtype), name=name)
 
         qkv = dense(3 * width, "qkv")(layer_norm("attention_norm", c.norm_epsilon)(x_BTD))
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, c.heads, width // c.heads), 2, 0)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import attention, group_norm, timestep_embedding
+from unclip_jax.models.layers import Conv, Dense, attention, group_norm, timestep_embedding
 from unclip_jax.models.unet import AttentionBlock, ResBlock, UNetConfig, space_to_depth
 
 
@@ -50,10 +50,10 @@ class AttentionPool(nn.Module):
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
         normal = nn.initializers.normal(channels**-0.5)
         x = x + self.param("positional_embedding", normal, (length, channels)).astype(x.dtype)
-        qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, dtype=dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, heads, -1), 2, 0)
         pooled = attention(q[:, :1], k, v, None, c.attention).reshape(batch, channels)
-        return nn.Dense(self.outputs, dtype=dtype, name="projection")(pooled)
+        return Dense(self.outputs, dtype=dtype, name="projection")(pooled)
 
 
 class Classifier(nn.Module):
@@ -82,12 +82,12 @@ class Classifier(nn.Module):
             return attention_block(c, name=name)(h, None, None)
 
         time = timestep_embedding(t, c.sinusoids)
-        time = nn.silu(nn.Dense(c.time_width, dtype=dtype, name="time_in")(time))
-        time = nn.Dense(c.time_width, dtype=dtype, name="time_out")(time)
+        time = nn.silu(Dense(c.time_width, dtype=dtype, name="time_in")(time))
+        time = Dense(c.time_width, dtype=dtype, name="time_out")(time)
 
         width = c.channels * c.channel_mult[0]
         x_BHWC = space_to_depth(x_BHWC, c.patch_size)
-        h = nn.Conv(width, (3, 3), padding=1, dtype=dtype, name="conv_in")(x_BHWC)
+        h = Conv(width, (3, 3), padding=1, dtype=dtype, name="conv_in")(x_BHWC)
         for level, mult in enumerate(c.channel_mult):
             width = c.channels * mult
             for i in range(c.level_depth(level)):

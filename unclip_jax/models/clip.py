@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import EPSILON, layer_norm
+from unclip_jax.models.layers import EPSILON, Conv, Dense, layer_norm
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -116,7 +116,7 @@ def encode_patches(
     patch = (c.patch_size, c.patch_size)
     mean, std = jnp.asarray(c.image_mean), jnp.asarray(c.image_std)
     x = ((images + 1) / 2 - mean) / std
-    x = nn.Conv(
+    x = Conv(
         width,
         patch,
         strides=patch,
@@ -132,7 +132,7 @@ def encode_patches(
     x_BTD = layer_norm("norm_in", c.norm_epsilon)(x_BTD + positions.astype(x_BTD.dtype))
     x_BTD = Transformer(tower, name="transformer")(x_BTD, train=train)
     pooled = layer_norm("norm_out", c.norm_epsilon)(x_BTD[:, 0])
-    projection = nn.Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")
+    projection = Dense(c.embedding_width, use_bias=False, kernel_init=normal, name="projection")
     return projection(pooled).astype(jnp.float32)
 
 
@@ -166,7 +166,7 @@ class TextEncoder(nn.Module):
         is_end = tokens if c.end_of_text is None else tokens == c.end_of_text
         end_of_text = jnp.argmax(is_end, axis=-1)  # the first, where several are largest
         pooled = jnp.take_along_axis(hidden_BTD, end_of_text[:, None, None], axis=1)[:, 0]
-        projection = nn.Dense(
+        projection = Dense(
             c.embedding_width,
             use_bias=False,
             kernel_init=nn.initializers.normal(width**-0.5),

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import layer_norm
+from unclip_jax.models.layers import Dense, layer_norm
 from unclip_jax.models.text import TextConfig, TextTransformer
 from unclip_jax.models.unet import UNet, UNetConfig
 
@@ -110,16 +110,16 @@ class Decoder(nn.Module):
 
         if c.text is None:
             assert text_states is not None and text_embedding is not None
-            states = nn.Dense(c.unet.context_width or 0, name="states_to_context")(text_states)
+            states = Dense(c.unet.context_width or 0, name="states_to_context")(text_states)
             states, pooled = layer_norm("states_norm")(states), text_embedding
         else:
             states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
         context, context_mask = states, text_mask if c.masks_padding else None
         if embedding is not None:
             context, context_mask = self.context(embedding, states, text_mask)
-        time_condition = nn.Dense(c.unet.time_width, name="text_to_time")(pooled)
+        time_condition = Dense(c.unet.time_width, name="text_to_time")(pooled)
         if embedding is not None:
-            time_condition += nn.Dense(c.unet.time_width, name="embedding_to_time")(embedding)
+            time_condition += Dense(c.unet.time_width, name="embedding_to_time")(embedding)
         return UNet(c.unet, name="unet")(x, t, time_condition, context, context_mask, train=train)
 
     def context(
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
     ) -> tuple[Array, Array | None]:
         """The embedding's tokens in front of the caption's states, and the mask over both."""
         c, batch, width = self.config, embedding.shape[0], states.shape[-1]
-        tokens = nn.Dense(c.num_embedding_tokens * width, name="embedding_to_tokens")(embedding)
+        tokens = Dense(c.num_embedding_tokens * width, name="embedding_to_tokens")(embedding)
         tokens = tokens.reshape(batch, c.num_embedding_tokens, width)
         context = jnp.concatenate([tokens, states], axis=1)
         if not c.masks_padding:

@@ -1,4 +1,5 @@
-"""The pieces that every network here is made of: norms, attention, activations, time embedding.
+"""The pieces that every network here is made of: dense layers and convolutions, norms, attention,
+activations, time embedding.
 
 Norms, softmax and the sinusoids are float32 whatever the compute dtype is. Every epsilon is 1e-5,
 as in the PyTorch references; Flax's own default is 1e-6.
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import Array
+from jax.sharding import AxisType, PartitionSpec
 
 Activation = Literal["gelu", "quick_gelu"]
 Attention = Literal["xla", "cudnn"]
@@ -28,6 +31,38 @@ def activation(name: Activation) -> Callable[[Array], Array]:
     if name == "quick_gelu":
         return lambda x: x * jax.nn.sigmoid(1.702 * x)
     return lambda x: jax.nn.gelu(x, approximate=False)  # JAX's default is the tanh approximation
+
+
+def gather_weights(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Inputs, kernel and bias in the compute dtype, the weights whole on every device.
+
+    Weights that are sharded over a mesh are gathered here, after the cast: left alone, XLA splits a
+    convolution with a sharded kernel into one for each shard, and moves the activations. Within
+    `nn.remat` they are gathered again in the backward pass, and their gradient is scattered.
+    """
+    inputs, *weights = promote_dtype(*arrays, dtype=dtype, inexact=inexact)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Manual in mesh.axis_types:  # on one device, or in a device's own part
+        return [inputs, *weights]
+
+    def whole(weight: Array | None) -> Array | None:
+        if weight is None:
+            return None
+        return jax.lax.with_sharding_constraint(weight, PartitionSpec())
+
+    return [inputs, *map(whole, weights)]
+
+
+class Dense(nn.Dense):
+    """`nn.Dense` whose weights may be sharded."""
+
+    promote_dtype: Any = gather_weights
+
+
+class Conv(nn.Conv):
+    """`nn.Conv` whose weights may be sharded."""
+
+    promote_dtype: Any = gather_weights
 
 
 def layer_norm(name: str, epsilon: float = EPSILON) -> nn.LayerNorm:

@@ -16,6 +16,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.clip import normalize
+from unclip_jax.models.layers import Dense
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LinearPrior(nn.Module):
     @nn.compact
     def __call__(self, text_embedding: Array) -> Array:
         """[B, embedding_width] float32, unit norm → the same shape, not normalised."""
-        return nn.Dense(self.config.embedding_width, name="projection")(text_embedding)
+        return Dense(self.config.embedding_width, name="projection")(text_embedding)
 
 
 def linear_loss(predicted: Array, image: Array) -> tuple[Array, dict[str, Array]]:

@@ -17,6 +17,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.clip import normalize
+from unclip_jax.models.layers import Dense
 from unclip_jax.models.prior import PriorConfig, predict_at_query
 from unclip_jax.models.transformer import TransformerConfig
 
@@ -60,7 +61,7 @@ class OneStepPrior(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.transformer.dtype)
-        token = nn.Dense(c.transformer.width, dtype=dtype, name="noise_projection")(noise)
+        token = Dense(c.transformer.width, dtype=dtype, name="noise_projection")(noise)
         return predict_at_query(
             self, c, text_states, text_mask, text_embedding, [token], train=train
         )

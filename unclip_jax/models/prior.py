@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from unclip_jax.models.layers import layer_norm, timestep_embedding
+from unclip_jax.models.layers import Dense, layer_norm, timestep_embedding
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 # 17.2 for CLIP's 1,024 dimensions makes a unit vector's entries vary as ImageNet's pixels do: a
@@ -77,8 +77,8 @@ class DiffusionPrior(nn.Module):
         """
         c, width = self.config, self.config.transformer.width
 
-        def project(name: str) -> nn.Dense:
-            return nn.Dense(width, dtype=jnp.dtype(c.transformer.dtype), name=name)
+        def project(name: str) -> Dense:
+            return Dense(width, dtype=jnp.dtype(c.transformer.dtype), name=name)
 
         time = timestep_embedding(t, width)
         time = project("time_out")(nn.silu(project("time_in")(time)))
@@ -111,13 +111,13 @@ def predict_at_query(
     """
     c, width, dtype = config, config.transformer.width, jnp.dtype(config.transformer.dtype)
     # Unit vectors have entries of about 1/sqrt(D): bring them to the scale of the prediction.
-    text_token = nn.Dense(width, dtype=dtype, name="text_embedding_projection")(
+    text_token = Dense(width, dtype=dtype, name="text_embedding_projection")(
         text_embedding * c.scale
     )
     query = module.param("query", nn.initializers.normal(0.01), (width,))
     query = jnp.broadcast_to(query.astype(dtype), text_token.shape)
     tail_BTD = jnp.stack([text_token, *tokens, query], axis=1)
-    caption_BLD = nn.Dense(width, dtype=dtype, name="text_projection")(text_states)
+    caption_BLD = Dense(width, dtype=dtype, name="text_projection")(text_states)
     sequence = jnp.concatenate([caption_BLD, tail_BTD], axis=1)
     length = c.context_length + tail_BTD.shape[1]
     positions = module.param("positional_embedding", nn.initializers.normal(0.01), (length, width))
@@ -128,4 +128,4 @@ def predict_at_query(
         train=train,
     )
     last = layer_norm("norm_out")(states[:, -1])
-    return nn.Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)
+    return Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)

@@ -19,6 +19,7 @@ from unclip_jax.models.layers import (
     EPSILON,
     Activation,
     Attention,
+    Dense,
     Remat,
     activation,
     attention,
@@ -66,10 +67,8 @@ class Block(nn.Module):
         batch, length, width = x_BTD.shape
         normal = nn.initializers.normal
 
-        def dense(features: int, stddev: float, name: str) -> nn.Dense:
-            return nn.Dense(
-                features, dtype=jnp.dtype(c.dtype), kernel_init=normal(stddev), name=name
-            )
+        def dense(features: int, stddev: float, name: str) -> Dense:
+            return Dense(features, dtype=jnp.dtype(c.dtype), kernel_init=normal(stddev), name=name)
 
         # CLIP's initialisation (its released code); the residual branches shrink with depth.
         residual_stddev = width**-0.5 * (2 * c.depth) ** -0.5

@@ -16,7 +16,14 @@ from jax import Array
 
 from unclip_jax.config import Dtype
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import Attention, attention, group_norm, timestep_embedding
+from unclip_jax.models.layers import (
+    Attention,
+    Conv,
+    Dense,
+    attention,
+    group_norm,
+    timestep_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -119,10 +126,10 @@ class ResBlock(nn.Module):
         h = nn.silu(group_norm("norm_in", c.groups)(x_BHWC)).astype(dtype)
         if self.resample is not None:
             h, x_BHWC = _resample(h, self.resample), _resample(x_BHWC, self.resample)
-        h = nn.Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv_in")(h)
+        h = Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv_in")(h)
 
         modulated = c.time_norm == "scale_shift"
-        time = nn.Dense(self.width * (2 if modulated else 1), dtype=dtype, name="time_projection")(
+        time = Dense(self.width * (2 if modulated else 1), dtype=dtype, name="time_projection")(
             nn.silu(time)
         )[:, None, None]
         norm = group_norm("norm_out", c.groups)
@@ -133,7 +140,7 @@ class ResBlock(nn.Module):
             h = norm(h + time)
         h = nn.Dropout(c.dropout, deterministic=not self.train)(nn.silu(h)).astype(dtype)
         # Zero at the start: every block begins as its skip (Dhariwal & Nichol, code).
-        h = nn.Conv(
+        h = Conv(
             self.width,
             (3, 3),
             padding=1,
@@ -142,7 +149,7 @@ class ResBlock(nn.Module):
             name="conv_out",
         )(h)
         if x_BHWC.shape[-1] != self.width:
-            x_BHWC = nn.Conv(self.width, (1, 1), dtype=dtype, name="skip")(x_BHWC)
+            x_BHWC = Conv(self.width, (1, 1), dtype=dtype, name="skip")(x_BHWC)
         return x_BHWC + h
 
 
@@ -159,13 +166,13 @@ class AttentionBlock(nn.Module):
         batch, height, width, channels = x_BHWC.shape
         heads, pixels = c.num_heads(channels), height * width
         h = group_norm("norm", c.groups)(x_BHWC).reshape(batch, pixels, channels)
-        qkv = nn.Dense(3 * channels, dtype=dtype, name="qkv")(h)
+        qkv = Dense(3 * channels, dtype=dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, pixels, 3, heads, -1), 2, 0)
 
         mask = None
         if context_BSD is not None:
             length = context_BSD.shape[1]
-            kv = nn.Dense(2 * channels, dtype=dtype, name="context_kv")(context_BSD)
+            kv = Dense(2 * channels, dtype=dtype, name="context_kv")(context_BSD)
             context_k, context_v = jnp.moveaxis(kv.reshape(batch, length, 2, heads, -1), 2, 0)
             k = jnp.concatenate([context_k, k], axis=1)
             v = jnp.concatenate([context_v, v], axis=1)
@@ -173,7 +180,7 @@ class AttentionBlock(nn.Module):
                 seen = jnp.ones((batch, pixels), bool)
                 mask = jnp.concatenate([context_mask_BS, seen], axis=1)[:, None, None, :]
         h = attention(q, k, v, mask, c.attention).reshape(x_BHWC.shape)
-        h = nn.Dense(channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="projection")(h)
+        h = Dense(channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="projection")(h)
         return x_BHWC + h
 
 
@@ -216,12 +223,12 @@ class UNet(nn.Module):
             return attention_block(c, name=name)(h, context, context_mask)
 
         time = timestep_embedding(t, c.sinusoids)
-        time = nn.silu(nn.Dense(c.time_width, dtype=dtype, name="time_in")(time))
-        time = nn.Dense(c.time_width, dtype=dtype, name="time_out")(time)
+        time = nn.silu(Dense(c.time_width, dtype=dtype, name="time_in")(time))
+        time = Dense(c.time_width, dtype=dtype, name="time_out")(time)
         if time_condition is not None:
             time = time + time_condition.astype(dtype)
 
-        h = nn.Conv(c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in")(
+        h = Conv(c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in")(
             space_to_depth(x_BHWC, c.patch_size)
         )
         skips = [h]
@@ -252,7 +259,7 @@ class UNet(nn.Module):
 
         h = nn.silu(group_norm("norm_out", c.groups)(h))
         out_channels = c.out_channels * c.patch_size**2
-        h = nn.Conv(
+        h = Conv(
             out_channels, (3, 3), padding=1, kernel_init=nn.initializers.zeros, name="conv_out"
         )(h)
         return depth_to_space(h, c.patch_size).astype(jnp.float32)

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import timestep_embedding
+from unclip_jax.models.layers import Dense, timestep_embedding
 from unclip_jax.models.unet import UNet, UNetConfig
 
 FACTOR = 4
@@ -92,8 +92,8 @@ class Upsampler(nn.Module):
         unet = self.config.unet
         self.unet = UNet(unet)
         if self.config.has_augmentation:
-            self.level_in = nn.Dense(unet.time_width, dtype=jnp.dtype(unet.dtype))
-            self.level_out = nn.Dense(unet.time_width, dtype=jnp.dtype(unet.dtype))
+            self.level_in = Dense(unet.time_width, dtype=jnp.dtype(unet.dtype))
+            self.level_out = Dense(unet.time_width, dtype=jnp.dtype(unet.dtype))
 
     def __call__(
         self,

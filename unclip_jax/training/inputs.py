@@ -106,7 +106,7 @@ def _open_on_clip(
     recipe: AnyPriorRecipe | DecoderRecipe, workdir: Path, saved_clip: str | None
 ) -> Inputs:
     clip = load_clip(recipe.clip)
-    _check_fits_clip(recipe, clip)
+    check_fits_clip(recipe, clip)
     if saved_clip is not None and saved_clip != clip.clip_id:
         raise UserError(
             f"{workdir} was trained for CLIP {saved_clip}, {recipe.clip} holds {clip.clip_id}: "
@@ -208,7 +208,7 @@ def _captions(source: Source, index: int) -> tuple[str, ...]:
     return all_captions(source[index].captions)
 
 
-def _check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> None:
+def check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> None:
     """Widths and context of the frozen CLIP are those that the recipe names."""
     if not isinstance(clip.recipe, CLIPRecipe):
         raise UserError(f"{recipe.clip} is not a CLIP: name the run or folder of one in `clip`")

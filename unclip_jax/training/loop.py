@@ -14,32 +14,24 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax import Array
-from jax.sharding import Mesh
 
 from unclip_jax.data.bad_records import BadRecords
-from unclip_jax.errors import UserError
-from unclip_jax.training.checkpoint import Checkpoints, with_shardings
-from unclip_jax.training.inputs import Inputs, make_objective, open_batches, open_inputs
+from unclip_jax.training.checkpoint import Checkpoints
+from unclip_jax.training.inputs import open_batches, open_inputs
 from unclip_jax.training.metrics import MetricWriter, Progress
-from unclip_jax.training.objectives import Gradient, Objective
-from unclip_jax.training.objectives.clip import make_clip_objective
-from unclip_jax.training.objectives.steering import make_noised_clip_objective
-from unclip_jax.training.optim import make_optimizer
+from unclip_jax.training.program import make_program
 from unclip_jax.training.recipe import Recipe, recipe_to_json
-from unclip_jax.training.recipes.clip import CLIPRecipe
-from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 from unclip_jax.training.run_folder import write_description
-from unclip_jax.training.sam import make_sam_gradient
-from unclip_jax.training.sharding import batch_sharding, infer_shardings, make_mesh, replicated
-from unclip_jax.training.stages import init_params
-from unclip_jax.training.state import TrainState, init_state
-from unclip_jax.training.step import Step, make_train_step
+from unclip_jax.training.sharding import (
+    batch_sharding,
+    make_mesh,
+    placement_table,
+    placements,
+)
 from unclip_jax.training.weights import Stage
 
 Preview = Callable[[Stage, Path], None]
@@ -59,7 +51,7 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
     """
     inputs = open_inputs(recipe, workdir)
     mesh = make_mesh(recipe.mesh)
-    program = _make_program(recipe, inputs, mesh)
+    program = make_program(recipe, inputs, mesh)
     if jax.process_index() == 0:
         write_description(recipe, workdir, inputs.tokenizer, inputs.clip_id)
     checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
@@ -84,6 +76,10 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         f"{parameters:,} parameters, {len(inputs):,} pictures, {mesh.size} device(s); "
         "compiling the step ..."
     )
+    if mesh.size > 1:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state)
+        progress.say(placement_table(placements(program.abstract_state, shardings)))
+    frozen = program.place_frozen()
     log = _Log(recipe, writer, progress, bad, start)
     step, stopped_by = start, None
     with _stop_requests() as stop, jax.set_mesh(mesh):
@@ -92,7 +88,7 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
                 name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
                 for name, array in next(batches).items()
             }
-            state, metrics = program.step(state, program.frozen, batch, step_key)
+            state, metrics = program.step(state, frozen, batch, step_key)
             step += 1
             log.add(step, metrics)
             stopped_by = stop()
@@ -115,66 +111,6 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
     progress.say(f"step {step}: saved in {workdir / 'checkpoints' / str(step)}")
     progress.close()
     return step, stopped_by
-
-
-@dataclass(frozen=True)
-class _Program:
-    """What runs on the devices, and the arrays that never change."""
-
-    init: Callable[[Array], TrainState]
-    step: Step
-    abstract_state: Any
-    frozen: Any
-
-
-def _make_program(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> _Program:
-    """Initialisation straight into shards, and the sharded step, which donates the state."""
-    if recipe.batch_size // recipe.optim.accumulate % mesh.size:
-        raise UserError(
-            f"batch_size {recipe.batch_size} in {recipe.optim.accumulate} micro-batches is not "
-            f"divisible by {mesh.size} devices: change batch_size or optim.accumulate"
-        )
-    optimizer = make_optimizer(recipe.optim, recipe.steps)
-
-    def init(key: Array) -> TrainState:
-        return init_state(init_params(recipe, key), optimizer)
-
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    shardings = infer_shardings(abstract, mesh)
-    objective, frozen = make_objective(recipe, inputs, mesh)
-    frozen_shardings = infer_shardings(frozen, mesh)
-    step = make_train_step(
-        _make_gradient(recipe, objective, mesh),
-        optimizer,
-        ema_decay=recipe.ema_decay,
-        accumulate=recipe.optim.accumulate,
-    )
-    return _Program(
-        init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(
-            step,
-            donate_argnums=0,
-            in_shardings=(shardings, frozen_shardings, batch_sharding(mesh), None),
-            out_shardings=(shardings, replicated(mesh)),
-        ),
-        abstract_state=with_shardings(abstract, shardings),
-        frozen=jax.device_put(frozen, frozen_shardings),
-    )
-
-
-def _make_gradient(recipe: Recipe, objective: Objective, mesh: Mesh) -> Gradient:
-    """The plain gradient, or SAM's with one perturbation a device."""
-    if not recipe.optim.sam_rho:
-        return jax.value_and_grad(objective, has_aux=True)
-    ascent = objective
-    # Each device compares its own pairs to find its perturbation, and then all pairs.
-    if isinstance(recipe, CLIPRecipe):
-        ascent = make_clip_objective(recipe)
-        objective = make_clip_objective(recipe, axes=mesh.axis_names)
-    elif isinstance(recipe, NoisedCLIPRecipe):
-        ascent = make_noised_clip_objective(recipe)
-        objective = make_noised_clip_objective(recipe, axes=mesh.axis_names)
-    return make_sam_gradient(objective, recipe.optim.sam_rho, ascent=ascent, mesh=mesh)
 
 
 class _Log:

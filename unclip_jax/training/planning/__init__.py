@@ -1,0 +1,1 @@
+"""What a run will cost, known before any device is there: operations, memory, time."""

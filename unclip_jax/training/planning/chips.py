@@ -1,0 +1,89 @@
+"""TPU chips with their published figures, and the devices of a named topology that is not there."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from unclip_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one device of a topology can do at best."""
+
+    name: str
+    flops: float
+    """Multiply-adds in bfloat16, two operations each, a second."""
+    memory: float
+    """Bytes of HBM."""
+    memory_bandwidth: float
+    """Bytes a second from and to HBM."""
+    link_bandwidth: float
+    """Bytes a second in one direction over all links to the chips of the slice."""
+    slice_bandwidth: float
+    """Bytes a second to other slices, over the data centre's network."""
+    dollars_per_hour: float
+    """On demand, of the cheapest region that lists it."""
+
+
+# https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and https://cloud.google.com/tpu/pricing, as of
+# 2026. Links are published for both directions together. A pod's network is 6.4 Tbit/s for 256
+# v5e chips; 100 Gbit/s for each host of 4 chips are assumed where none is published.
+CHIPS = {
+    # Without megacore, which this compiler's topologies do not have, a v4 chip is two devices.
+    "v4": Chip("v4 (half a chip)", 137.5e12, 16e9, 614e9, 75e9, 1.6e9, 1.61),
+    "v5e": Chip("v5e", 197e12, 16e9, 819e9, 200e9, 3.1e9, 1.20),
+    "v5p": Chip("v5p", 459e12, 95e9, 2765e9, 600e9, 3.1e9, 4.20),
+    "v6e": Chip("v6e", 918e12, 32e9, 1638e9, 400e9, 3.1e9, 2.70),
+}
+_NAME = re.compile(r"(v\w+):(\d+)x(\d+)(?:x(\d+))?")
+# Without them the compiler looks for a TPU that is not there, or for other processes that have it.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as 'v5e:16x16' or 'v5p:4x4x8'.
+
+    Raises:
+        UserError: another spelling, or a chip that is not known.
+    """
+    match = _NAME.fullmatch(topology)
+    if match is None or match[1] not in CHIPS:
+        raise UserError(
+            f"topology {topology!r} is unknown: give a chip and its grid such as v5e:16x16; chips "
+            f"are {', '.join(CHIPS)}"
+        )
+    return CHIPS[match[1]]
+
+
+def topology_devices(topology: str, slices: int = 1) -> list[Any]:
+    """Devices that programs can be compiled for, and not be run on.
+
+    Raises:
+        UserError: the compiler is not installed, or does not know the topology.
+    """
+    chip_of(topology)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # whatever the plugin raises
+        reason = str(error).splitlines()[0][:160]
+        if "libtpu" in reason or "plugin" in reason.lower() or "tpu" not in str(error).lower():
+            raise UserError(
+                f"there is no TPU compiler here ({reason}): pip install 'unclip_jax[plan]'"
+            ) from error
+        raise UserError(
+            f"topology {topology!r} is refused by the compiler ({reason}): give one that exists"
+        ) from error
+    return list(found.devices)
