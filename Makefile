@@ -1,7 +1,8 @@
 # make demo    set up .venv and sample pictures with the shipped model into out/demo
 # make test    set up .venv with the tools of a developer and run the tests
 # make check   lint, types and tests
-# make setup-reference   also PyTorch and what the tests compare with; without it they skip that
+# make setup-reference   also PyTorch and what the tests compare with, and the TPU's compiler;
+#                        without them the tests skip that
 # Also: setup, setup-dev, lint, types, format, constraints.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .venv.lock)
 .PHONY: help demo test check lint types format setup setup-dev setup-reference constraints
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 demo: setup
 	@$(BIN)/python sample.py text $(DEMO_PROMPTS) --out $(DEMO_OUT)
@@ -63,7 +64,8 @@ setup-reference:
 	@touch $@
 
 .venv/installed-reference: .venv/installed-dev tests/reference-packages.txt
-	@echo "Adding PyTorch and the references to .venv ..."
+	@echo "Adding PyTorch, the references and the TPU's compiler to .venv ..."
+	@$(PIP) -e '.[dev,plan]'
 	@$(PIP) torch==2.13.0
 	@$(PIP) --no-deps -r tests/reference-packages.txt
 	@$(PIP) einops importlib-metadata psutil pydantic pyyaml requests tokenizers tqdm
@@ -72,5 +74,5 @@ setup-reference:
 # The newest versions that fit, for every supported Python; names and versions only. Needs uv.
 constraints:
 	@uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --extra dev --extra track --extra web \
+		--no-emit-index-url --no-emit-find-links --extra dev --extra plan --extra track --extra web \
 		pyproject.toml -o constraints.txt

@@ -10,6 +10,7 @@ from unclip_jax.errors import UserError
 
 VERBS = {
     "train": "train a stage from a recipe",
+    "plan": "what training would take on TPUs that are not here, and whether it fits",
     "text": "sample pictures from text (sample.py text)",
     "data": "build, count and look at data sets",
     "embed": "CLIP embeddings of a data set, once, for training without the encoder",

@@ -66,6 +66,27 @@ def parse(cls: type[T], arguments: Sequence[str], *, default: T | None, program:
         raise UserError(_one_line(output.getvalue())) from None
 
 
+def take(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """The other arguments, and the value of `name` as `--name value` or `--name=value`."""
+    rest: list[str] = []
+    value = None
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == name:
+            if position + 1 == len(arguments):
+                raise UserError(f"{name} needs a value")
+            value = arguments[position + 1]
+            position += 2
+            continue
+        if argument.startswith(name + "="):
+            value = argument[len(name) + 1 :]
+        else:
+            rest.append(argument)
+        position += 1
+    return rest, value
+
+
 def _one_line(text: str) -> str:
     """tyro's box of several lines without its frame, its title and its pointer to --help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)

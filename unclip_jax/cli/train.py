@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unclip_jax.cli.overrides import load_recipe, parse
+from unclip_jax.cli.overrides import load_recipe, parse, take
 from unclip_jax.errors import UserError
 
 USAGE = """usage: train.py RECIPE --workdir FOLDER [--field.name VALUE ...]
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     path, *rest = arguments
     if path.startswith("-"):
         raise UserError(f"the recipe comes first, found {path!r}: train.py RECIPE --workdir FOLDER")
-    rest, workdir = _take(rest, "--workdir")
+    rest, workdir = take(rest, "--workdir")
     is_print = "--print-config" in rest
     rest = [argument for argument in rest if argument != "--print-config"]
     default = load_recipe(path)
@@ -55,24 +55,3 @@ def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
 
     _, signal_number = train(recipe, Path(workdir), make_preview(recipe))
     return 128 + signal_number if signal_number else 0
-
-
-def _take(arguments: list[str], name: str) -> tuple[list[str], str | None]:
-    """The other arguments, and the value of `name` as `--name value` or `--name=value`."""
-    rest: list[str] = []
-    value = None
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if argument == name:
-            if position + 1 == len(arguments):
-                raise UserError(f"{name} needs a value")
-            value = arguments[position + 1]
-            position += 2
-            continue
-        if argument.startswith(name + "="):
-            value = argument[len(name) + 1 :]
-        else:
-            rest.append(argument)
-        position += 1
-    return rest, value

@@ -48,7 +48,9 @@ def gather_weights(*arrays: Any, dtype: Any = None, inexact: bool = True) -> lis
     def whole(weight: Array | None) -> Array | None:
         if weight is None:
             return None
-        return jax.lax.with_sharding_constraint(weight, PartitionSpec())
+        # Without the barrier the constraint spreads to the float32 weight, twice the bytes.
+        cast = jax.lax.optimization_barrier(weight)
+        return jax.lax.with_sharding_constraint(cast, PartitionSpec())
 
     return [inputs, *map(whole, weights)]
 

@@ -212,7 +212,6 @@ def check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> None
     """Widths and context of the frozen CLIP are those that the recipe names."""
     if not isinstance(clip.recipe, CLIPRecipe):
         raise UserError(f"{recipe.clip} is not a CLIP: name the run or folder of one in `clip`")
-    assert clip.tokenizer is not None
     have = clip.recipe.model
     pairs: list[tuple[str, int, int]] = []
     width = recipe.model.embedding_width
@@ -227,7 +226,7 @@ def check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> None
             pairs.append(("clip_text_width", recipe.model.clip_text_width, have.text.width))
         else:
             pairs.append(("text.context_length", text.context_length, have.context_length))
-            if text.vocab_size < clip.tokenizer.vocab_size:
+            if clip.tokenizer is not None and text.vocab_size < clip.tokenizer.vocab_size:
                 pairs.append(("text.vocab_size", text.vocab_size, clip.tokenizer.vocab_size))
     for name, given, needed in pairs:
         if given != needed:

@@ -143,6 +143,17 @@ def load_clip(source: str | Path) -> Stage:
     return load_stage(source if model is None else model / "clip")
 
 
+def read_clip_recipe(source: str | Path) -> Recipe | None:
+    """What the CLIP that `load_clip` would load was trained by; None if it is not there."""
+    model = shipped_model(source)
+    folder = Path(source).expanduser() if model is None else model / "clip"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return recipe_from_json(config.get("recipe", {}))
+
+
 def missing_model(name: str) -> str:
     """What to do about a model whose weights are not in this installation."""
     return f"the weights of model {name!r} are not here: make them with scripts/train_{name}.sh"

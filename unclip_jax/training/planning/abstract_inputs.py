@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
 from unclip_jax.data.tokenizer import clip_tokenizer
 from unclip_jax.errors import UserError
@@ -38,14 +38,14 @@ def abstract_inputs(recipe: Recipe, clip: CLIPRecipe | None) -> Inputs:
             "--clip-recipe configs/dalle2/clip.py"
         )
     params = jax.eval_shape(lambda key: init_params(clip, key), jax.random.key(0))
-    tokenizer = clip_tokenizer(clip.model.context_length)  # any will do for the shape of a caption
-    stage = Stage(clip, params, tokenizer, 0, "")
+    stage = Stage(clip, params, None, 0, "")
     check_fits_clip(recipe, stage)
+    tokenizer = clip_tokenizer(clip.model.context_length)  # any will do for the shape of a caption
     codes = abstract_codes(recipe) if isinstance(recipe, ARPriorRecipe) else None
     return Inputs(None, tokenizer, stage, codes=codes)
 
 
-def abstract_batch(recipe: Recipe, inputs: Inputs, sharding: NamedSharding) -> dict[str, Any]:
+def abstract_batch(recipe: Recipe, inputs: Inputs, sharding: Sharding) -> dict[str, Any]:
     """Shapes of what `open_batches` yields, over all processes."""
 
     def shape(dtype: Any, *size: int) -> jax.ShapeDtypeStruct:

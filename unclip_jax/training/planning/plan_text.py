@@ -1,0 +1,80 @@
+"""A plan as text, for a person who is about to rent the chips."""
+
+from __future__ import annotations
+
+from unclip_jax.training.planning.plan import Plan
+
+
+def plan_text(plan: Plan) -> str:
+    """Memory, work, floors and cost, a figure a line."""
+    slices = f"{plan.slices} x " if plan.slices > 1 else ""
+    head = (
+        f"{plan.count:,} parameters on {slices}{plan.topology}: mesh data {plan.mesh['data']} x "
+        f"fsdp {plan.mesh['fsdp']}, batch {plan.batch_size}, {plan.batch_size / plan.devices:g} a "
+        f"device; compiled in {plan.compile_seconds:.0f} s"
+    )
+    return "\n\n".join([head, _memory(plan), _work(plan), _floors(plan)])
+
+
+def _memory(plan: Plan) -> str:
+    memory = plan.memory
+    how = "an upper bound, see --exact" if plan.is_quick else "as training compiles"
+    rows = {
+        "parameters": _size(memory.parameters),
+        "their average": _size(memory.average),
+        "optimiser": _size(memory.optimizer),
+        "frozen CLIP": _size(memory.frozen),
+        "batch": _size(memory.batch),
+        "temporaries": f"{_size(memory.temporaries)}, with gradients {_size(memory.gradients)}",
+        "program": _size(memory.code),
+        "in all": f"{_size(memory.total)} of {memory.capacity / 1e9:.0f} GB: it fits, "
+        f"{1 - memory.total / memory.capacity:.0%} free",
+    }
+    lines = [f"  {name:14} {text}" for name, text in rows.items()]
+    return "\n".join([f"memory of a device ({how})", *lines])
+
+
+def _work(plan: Plan) -> str:
+    program = plan.program
+    again = program.flops * plan.devices / plan.flops
+    lines = [
+        "work of a step",
+        f"  {plan.flops:.3e} FLOP of the model, {plan.flops / plan.batch_size:.3e} a picture",
+        (
+            f"  {program.flops:.3e} FLOP a device, with what is computed again {again:.2f} times "
+            "the model's"
+        ),
+        f"  {program.bytes_moved:.3e} bytes of HBM a device",
+    ]
+    for row in program.collectives:
+        lines.append(
+            f"  {row.kind} {row.dtype} among {row.group}: {row.count} times, largest "
+            f"{_size(row.largest)}, received {_size(row.received)}"
+        )
+    return "\n".join(lines)
+
+
+def _floors(plan: Plan) -> str:
+    chip, floor = plan.chip, plan.step_floor
+    compute, memory, network = (
+        f"{1e3 * seconds:.1f} ms"
+        for seconds in (plan.compute_floor, plan.memory_floor, plan.network_floor)
+    )
+    return "\n".join(
+        [
+            f"floors at the published rates of {chip.name}",
+            f"  compute {compute}, memory {memory}, network {network}",
+            (
+                f"  a step takes {1e3 * floor:.1f} ms or more ({plan.bound}-bound): at most "
+                f"{plan.batch_size / floor:,.0f} pictures/s, MFU {plan.mfu_ceiling:.0%}"
+            ),
+            (
+                f"  {plan.dollars_per_million:,.2f} dollars or more for a million pictures, at "
+                f"{chip.dollars_per_hour:.2f} a device and hour"
+            ),
+        ]
+    )
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
