@@ -148,6 +148,8 @@ class LogConfig:
     """Steps between lines of metrics.jsonl and of the console."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra `track`)."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of a trace in RUN/profile, for XProf; None writes none."""
     preview_every: int = 0
     """Steps between sample grids; 0 makes none."""
     preview_prompts: tuple[str, ...] = ()
@@ -164,6 +166,14 @@ class LogConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise UserError(f"log.every is {self.every}: give 1 or more")
+        if (
+            self.profile_steps is not None
+            and not 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise UserError(
+                f"log.profile_steps is {self.profile_steps}: give the first step, from 1 on, and "
+                "one that is not before it"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from unclip_jax.training.loop import train
 from unclip_jax.training.optim import make_optimizer
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.state import init_state
+from unclip_jax.training.step_log import SPEEDS
 
 STAGES = (
     "clip",
@@ -36,7 +37,7 @@ STAGES = (
     "noised_clip",
     "classifier",
 )
-SPEED = {"images_per_second"}  # the only number that may differ
+SPEED = set(SPEEDS)  # the only numbers that may differ
 
 
 class Runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ USAGE = """usage: train.py RECIPE --workdir FOLDER [--field.name VALUE ...]
 Train the stage that RECIPE describes. The same command again continues where the run stopped.
   RECIPE               a file in configs/, for example configs/emoji/decoder.py
   --workdir FOLDER     where checkpoints, metrics and samples go
+  --profile-steps A:B  write a trace of these steps into the folder, for XProf
   --print-config       print the resolved recipe as JSON and stop
   RECIPE --help        every field of the recipe with its type and value
 """
@@ -28,10 +30,17 @@ def main(arguments: Sequence[str]) -> int:
     if path.startswith("-"):
         raise UserError(f"the recipe comes first, found {path!r}: train.py RECIPE --workdir FOLDER")
     rest, workdir = take(rest, "--workdir")
+    rest, profile = take(rest, "--profile-steps")
     is_print = "--print-config" in rest
     rest = [argument for argument in rest if argument != "--print-config"]
     default = load_recipe(path)
     recipe = parse(type(default), rest, default=default, program=f"train.py {path}")
+    if profile is not None:
+        first, sign, last = profile.partition(":")
+        if not (sign and first.isdecimal() and last.isdecimal()):
+            raise UserError(f"--profile-steps is {profile!r}: give two steps such as 10:12")
+        log = replace(recipe.log, profile_steps=(int(first), int(last)))
+        recipe = replace(recipe, log=log)
     return _run(recipe, workdir, is_print)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.inputs import open_batches, open_inputs
 from unclip_jax.training.metrics import MetricWriter, Progress
+from unclip_jax.training.planning.chips import peak_flops
+from unclip_jax.training.planning.work import step_flops
+from unclip_jax.training.profile import Profile
 from unclip_jax.training.program import make_program
 from unclip_jax.training.recipe import Recipe, recipe_to_json
 from unclip_jax.training.run_folder import write_description
@@ -32,6 +34,7 @@ from unclip_jax.training.sharding import (
     placement_table,
     placements,
 )
+from unclip_jax.training.step_log import StepLog
 from unclip_jax.training.weights import Stage
 
 Preview = Callable[[Stage, Path], None]
@@ -80,21 +83,30 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state)
         progress.say(placement_table(placements(program.abstract_state, shardings)))
     frozen = program.place_frozen()
-    log = _Log(recipe, writer, progress, bad, start)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    flops = None if peak is None else step_flops(recipe, inputs)
+    log = StepLog(recipe, writer, progress, bad, start, flops=flops, peak=peak)
+    profile = Profile(workdir / "profile", recipe.log.profile_steps)
     step, stopped_by = start, None
     with _stop_requests() as stop, jax.set_mesh(mesh):
         while step < recipe.steps and stopped_by is None:
+            with log.aside():
+                rows = next(batches)
             batch = {
                 name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
-                for name, array in next(batches).items()
+                for name, array in rows.items()
             }
-            state, metrics = program.step(state, frozen, batch, step_key)
             step += 1
+            with profile.step(step):
+                state, metrics = program.step(state, frozen, batch, step_key)
             log.add(step, metrics)
+            if profile.end(step, metrics):
+                progress.say(f"profile of steps up to {step} in {workdir / 'profile'}")
             stopped_by = stop()
             is_last = step == recipe.steps
             if is_last or stopped_by is not None or step % recipe.checkpoint.every == 0:
-                checkpoints.save(step, state, recipe_to_json(recipe))
+                with log.aside():
+                    checkpoints.save(step, state, recipe_to_json(recipe))
             if preview is not None and (is_last or _is_due(step, recipe)):
                 stage = Stage(
                     recipe,
@@ -104,54 +116,15 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
                     inputs.clip_id or "",
                     inputs.codes,
                 )
-                _draw(preview, stage, workdir / "samples" / f"step_{step:07d}.png", progress)
+                with log.aside():
+                    _draw(preview, stage, workdir / "samples" / f"step_{step:07d}.png", progress)
     log.flush()
     checkpoints.close()
+    profile.close()
     writer.close()
     progress.say(f"step {step}: saved in {workdir / 'checkpoints' / str(step)}")
     progress.close()
     return step, stopped_by
-
-
-class _Log:
-    """Reads the metrics of a step only after the next one was dispatched: no device waits."""
-
-    def __init__(
-        self, recipe: Recipe, writer: MetricWriter, progress: Progress, bad: BadRecords, start: int
-    ) -> None:
-        self._recipe, self._writer, self._progress, self._bad = recipe, writer, progress, bad
-        self._pending: tuple[int, Any] | None = None
-        self._first = start + 1
-        self._began = time.monotonic()
-        self._since: tuple[float, int] | None = None  # when and at which step the last line was
-
-    def add(self, step: int, metrics: Any) -> None:
-        """Take the metrics of `step`; write those of the step before, if they are due."""
-        self.flush()
-        self._pending = (step, metrics)
-
-    def flush(self) -> None:
-        """Write what is pending, waiting for it if need be."""
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        is_due = step in (1, self._recipe.steps) or step % self._recipe.log.every == 0
-        if not is_due and step != self._first:
-            return
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.monotonic()
-        if step == self._first:
-            self._progress.say(f"first step after {now - self._began:.0f} s, compilation included")
-        if self._since is not None and step > self._since[1]:
-            seconds = now - self._since[0]
-            speed = (step - self._since[1]) * self._recipe.batch_size / seconds
-            values["images_per_second"] = speed
-        self._since = (now, step)
-        # A resumed run writes the lines of an uninterrupted one, so not its own first step.
-        if is_due and jax.process_index() == 0:
-            self._writer.write(step, {**values, "skipped_pictures": self._bad.count})
-            self._progress.update(step, values)
 
 
 def _is_due(step: int, recipe: Recipe) -> bool:

@@ -49,6 +49,24 @@ _ENVIRONMENT = {
 }
 
 
+# In bfloat16 without sparsity, by the name that a device has in JAX; makers' data sheets.
+_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Operations a second of a device at best; None for one that is not known, such as a CPU."""
+    names = [name for name in _PEAKS if device_kind.startswith(name)]
+    return _PEAKS[max(names, key=len)] if names else None
+
+
 def chip_of(topology: str) -> Chip:
     """The chip of a topology such as 'v5e:16x16' or 'v5p:4x4x8'.
 

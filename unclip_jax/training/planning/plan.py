@@ -7,7 +7,6 @@ nothing else in the way.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import time
@@ -19,11 +18,10 @@ import jax
 from jax.sharding import Mesh
 
 from unclip_jax.errors import UserError
-from unclip_jax.training.inputs import Inputs
 from unclip_jax.training.planning.abstract_inputs import abstract_batch, abstract_inputs
 from unclip_jax.training.planning.chips import Chip, chip_of, topology_devices
 from unclip_jax.training.planning.compiled import ProgramText, read_program
-from unclip_jax.training.planning.flops import training_flops
+from unclip_jax.training.planning.work import step_flops, with_fields
 from unclip_jax.training.program import Program, make_program
 from unclip_jax.training.recipe import Recipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
@@ -196,26 +194,6 @@ def make_plan(recipe: Recipe, clip: CLIPRecipe | None, *, is_quick: bool = True)
     )
 
 
-def step_flops(recipe: Recipe, inputs: Inputs) -> int:
-    """Operations of the model in one step of the whole batch, none of them computed again.
-
-    Args:
-        inputs: whose arrays may be shapes.
-    """
-    from unclip_jax.training.inputs import make_objective
-    from unclip_jax.training.stages import init_params
-
-    plain: Any = _plain(recipe)
-    objective, frozen = make_objective(plain, inputs)
-    params = jax.eval_shape(lambda key: init_params(plain, key), jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    batch = abstract_batch(plain, inputs, here)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    count = training_flops(lambda p, *rest: objective(p, *rest)[0], params, frozen, batch, key)
-    return count * (2 if recipe.optim.sam_rho else 1)  # the ascent is a second gradient
-
-
 def remedies(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
     """Changes that need less memory, the cheapest first: how to say them, and the recipe."""
     assert recipe.mesh.topology is not None
@@ -225,7 +203,7 @@ def remedies(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         mesh = replace(recipe.mesh, data=-1, fsdp=whole)
         recipe = replace(recipe, mesh=mesh)
         yield f"--mesh.fsdp {whole}", recipe
-    remat: Any = _with_fields(recipe, remat="block")
+    remat: Any = with_fields(recipe, remat="block")
     if remat != recipe:
         recipe = remat
         yield "remat='block' in every network of the recipe", recipe
@@ -278,19 +256,3 @@ def _tree_bytes(tree: Any) -> int:
 
 def _device_bytes(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def _plain(config: Any) -> Any:
-    return _with_fields(config, remat="none", attention="xla")
-
-
-def _with_fields(config: Any, **values: Any) -> Any:
-    """A config with these fields changed in it and in every config inside, where they exist."""
-    changes: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in values and value is not None:
-            changes[item.name] = values[item.name]
-        elif dataclasses.is_dataclass(value):
-            changes[item.name] = _with_fields(value, **values)
-    return replace(config, **changes) if changes else config
