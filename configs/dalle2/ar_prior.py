@@ -36,7 +36,7 @@ config = ARPriorRecipe(
     text_drop=0.1,
     data=DataConfig(image_size=64),
     optim=OptimConfig(learning_rate=1.6e-4, b1=0.9, b2=0.91, eps=1e-10, weight_decay=4e-2),
-    mesh=MeshConfig(fsdp=8),
+    mesh=MeshConfig(fsdp=8, topology="v5e:16x16"),
     checkpoint=CheckpointConfig(every=5000, keep=3),
     log=LogConfig(every=100),
 )

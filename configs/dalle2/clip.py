@@ -53,7 +53,7 @@ config = CLIPRecipe(
         clip_norm=None,
         sam_rho=0.1,
     ),
-    mesh=MeshConfig(fsdp=8),
+    mesh=MeshConfig(fsdp=8, topology="v5e:16x16"),
     checkpoint=CheckpointConfig(every=5000, keep=3),
     log=LogConfig(every=100),
 )

@@ -51,7 +51,7 @@ config = DecoderRecipe(
     text_drop=0.5,
     data=DataConfig(image_size=64),
     optim=OptimConfig(learning_rate=1.2e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0),
-    mesh=MeshConfig(fsdp=8),
+    mesh=MeshConfig(fsdp=8, topology="v5e:16x16"),
     checkpoint=CheckpointConfig(every=5000, keep=3),
     log=LogConfig(every=100),
 )

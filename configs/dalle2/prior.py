@@ -32,7 +32,7 @@ config = PriorRecipe(
     text_drop=0.1,
     data=DataConfig(image_size=256),
     optim=OptimConfig(learning_rate=1.1e-4, b1=0.9, b2=0.96, eps=1e-6, weight_decay=6e-2),
-    mesh=MeshConfig(fsdp=8),
+    mesh=MeshConfig(fsdp=8, topology="v5e:16x16"),
     checkpoint=CheckpointConfig(every=5000, keep=3),
     log=LogConfig(every=100),
 )

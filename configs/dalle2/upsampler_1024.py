@@ -39,7 +39,7 @@ config = UpsamplerRecipe(
     crop_fraction=0.25,
     data=DataConfig(image_size=1024),
     optim=OptimConfig(learning_rate=1.0e-4, b1=0.9, b2=0.999, eps=1e-8),
-    mesh=MeshConfig(fsdp=8),
+    mesh=MeshConfig(fsdp=8, topology="v5e:16x16"),
     checkpoint=CheckpointConfig(every=5000, keep=3),
     log=LogConfig(every=100),
 )

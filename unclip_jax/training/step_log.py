@@ -1,4 +1,4 @@
-"""What a run says of its steps: metrics, speed, and how much of the time and of the chip it uses."""
+"""What a run says of its steps: metrics, speed, and what share of time and chip they use."""
 
 from __future__ import annotations
 

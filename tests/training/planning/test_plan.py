@@ -87,6 +87,18 @@ def test_remedies_ask_for_less_and_less() -> None:
     assert last.model.unet.remat == "block" and last.optim.accumulate == 4
 
 
+def test_a_recipe_that_is_too_big_is_told_what_helps(capsys: Capture) -> None:
+    """A state of 18 GB: too much for one chip, and enough room on eight."""
+    pytest.importorskip("libtpu")
+    words = [str(toys.CONFIGS / "clip.py"), "--topology", "v5e:2x4", "--batch-size", "8"]
+    with pytest.raises(SystemExit) as end:
+        main(["plan", *words, "--set", "model.vocab_size=70000000"])
+    assert end.value.code == 1
+    said = capsys.readouterr().out
+    assert "does not fit: a chip would need" in said and "has 15.8 GiB" in said
+    assert said.splitlines()[-1] == "fits with: --mesh.fsdp 8"
+
+
 def test_chips() -> None:
     assert chip_of("v5p:4x4x8") is CHIPS["v5p"]
     for name in ("v5e", "v9:2x2", "v5e:2", "v5e:2x2x2x2", "h100:8"):

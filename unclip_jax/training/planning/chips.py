@@ -18,7 +18,7 @@ class Chip:
     flops: float
     """Multiply-adds in bfloat16, two operations each, a second."""
     memory: float
-    """Bytes of HBM."""
+    """Bytes of HBM that the compiler gives a program; it keeps 0.3 to 0.8 GB for itself."""
     memory_bandwidth: float
     """Bytes a second from and to HBM."""
     link_bandwidth: float
@@ -34,10 +34,10 @@ class Chip:
 # v5e chips; 100 Gbit/s for each host of 4 chips are assumed where none is published.
 CHIPS = {
     # Without megacore, which this compiler's topologies do not have, a v4 chip is two devices.
-    "v4": Chip("v4 (half a chip)", 137.5e12, 16e9, 614e9, 75e9, 1.6e9, 1.61),
-    "v5e": Chip("v5e", 197e12, 16e9, 819e9, 200e9, 3.1e9, 1.20),
-    "v5p": Chip("v5p", 459e12, 95e9, 2765e9, 600e9, 3.1e9, 4.20),
-    "v6e": Chip("v6e", 918e12, 32e9, 1638e9, 400e9, 3.1e9, 2.70),
+    "v4": Chip("v4 (half a chip)", 137.5e12, 15.25 * 2**30, 614e9, 75e9, 1.6e9, 1.61),
+    "v5e": Chip("v5e", 197e12, 15.75 * 2**30, 819e9, 200e9, 3.1e9, 1.20),
+    "v5p": Chip("v5p", 459e12, 95.73 * 2**30, 2765e9, 600e9, 3.1e9, 4.20),
+    "v6e": Chip("v6e", 918e12, 31.24 * 2**30, 1638e9, 400e9, 3.1e9, 2.70),
 }
 _NAME = re.compile(r"(v\w+):(\d+)x(\d+)(?:x(\d+))?")
 # Without them the compiler looks for a TPU that is not there, or for other processes that have it.

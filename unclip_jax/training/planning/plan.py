@@ -29,7 +29,7 @@ from unclip_jax.training.sharding import batch_sharding, make_mesh
 
 QUICK = {"xla_optimization_level": "EFFORT_O0"}
 """Compiler options of a plan: a tenth of the time, for a program that needs rather more memory."""
-_NEEDS = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -239,6 +239,9 @@ def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) 
         lowered = program.step.trace(  # pyright: ignore[reportFunctionMemberAccess]
             program.abstract_state, program.abstract_frozen, batch, key
         ).lower(lowering_platforms=("tpu",))
+        # Without a TPU a stored program cannot be read back.
+        cached = jax.config.read("jax_enable_compilation_cache")
+        jax.config.update("jax_enable_compilation_cache", False)
         try:
             return lowered.compile(compiler_options=options or None)
         except jax.errors.JaxRuntimeError as error:
@@ -248,6 +251,8 @@ def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) 
                     float(used) * _UNITS[unit], float(limit) * _UNITS[limit_unit]
                 ) from error
             raise
+        finally:
+            jax.config.update("jax_enable_compilation_cache", cached)
 
 
 def _tree_bytes(tree: Any) -> int:

@@ -27,7 +27,7 @@ def _memory(plan: Plan) -> str:
         "batch": _size(memory.batch),
         "temporaries": f"{_size(memory.temporaries)}, with gradients {_size(memory.gradients)}",
         "program": _size(memory.code),
-        "in all": f"{_size(memory.total)} of {memory.capacity / 1e9:.0f} GB: it fits, "
+        "in all": f"{_size(memory.total)} of {memory.capacity / 1e9:.2f} GB: it fits, "
         f"{1 - memory.total / memory.capacity:.0%} free",
     }
     lines = [f"  {name:14} {text}" for name, text in rows.items()]
