@@ -157,6 +157,13 @@ def test_ones_own_weights(readme: str, folder: Path, repository: Path) -> None:
         assert opened.size[0] > opened.size[1] / 2
 
 
+def test_a_plan(readme: str, folder: Path) -> None:
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the TPU's compiler is not installed")
+    said = _run(folder, _one(readme, "python -m unclip_jax plan")).stdout
+    assert "it fits" in said and "pictures/s" in said
+
+
 def test_looking_at_the_data(readme: str, folder: Path) -> None:
     assert "test_cells" in _run(folder, _one(readme, "python -m unclip_jax data stats")).stdout
     _run(folder, _one(readme, "python -m unclip_jax data sheet"))

@@ -30,11 +30,14 @@ from unclip_jax.training.state import init_state
 MESHES = {"8x1": (8, 1), "2x4": (2, 4), "1x8": (1, 8)}
 
 
-def run(folder: Path, stage: str, mesh: str, name: str = "") -> list[dict[str, float]]:
+def run(
+    folder: Path, stage: str, mesh: str, name: str = "", rule: str = "fsdp"
+) -> list[dict[str, float]]:
     data, fsdp = MESHES[mesh]
     workdir = folder / (name or f"{stage}_{mesh}")
     model = toys.SMALL_DECODER if stage == "decoder" else {}
-    recipe = toys.on_folder(stage, folder, 3, mesh={"data": data, "fsdp": fsdp}, model=model)
+    shape = {"data": data, "fsdp": fsdp, "rule": rule}
+    recipe = toys.on_folder(stage, folder, 3, mesh=shape, model=model)
     train(recipe, workdir)
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -57,7 +60,11 @@ def placement_of_the_papers_decoder() -> dict[str, Any]:
     same = jax.tree.map(
         lambda *specs: len({s.spec for s in specs}) == 1, placed.params, placed.ema_params
     )
+    zero = sharding.infer_shardings(state, mesh, "zero1")
+    rows = sharding.placements(state, zero)
     return {
+        "whole_under_zero1": sorted({row.part for row in rows if row.spec == PartitionSpec()}),
+        "split_under_zero1": sorted({row.part for row in rows if row.spec != PartitionSpec()}),
         "every_leaf": all(isinstance(s, NamedSharding) for _, s in leaves),
         "largest_whole": max(whole),
         "share_split": sum(split) / sum(split + whole),
@@ -70,6 +77,7 @@ def main() -> None:
     found: dict[str, Any] = {"paper": placement_of_the_papers_decoder()}
     sharding.SMALLEST_SHARDED = 64  # the toys' arrays are small: split them all the same
     found["clip"] = {mesh: run(folder, "clip", mesh) for mesh in ("8x1", "1x8")}
+    found["zero1"] = run(folder, "clip", "1x8", "clip_zero1", "zero1")
     found["continued"] = run(folder, "clip", "2x4", "clip_continued")
     found["decoder"] = run(folder, "decoder", "2x4")
     print(json.dumps(found))

@@ -58,6 +58,13 @@ def test_clips_global_contrast_is_that_of_one_device(mesh: str, runs: dict[str, 
     assert_close(runs["one"]["clip"], runs["eight"]["clip"][mesh])
 
 
+def test_parameters_may_stay_whole(runs: dict[str, Any]) -> None:
+    """ZeRO-1: the same numbers, with only averages and optimiser state split."""
+    assert_close(runs["one"]["clip"], runs["eight"]["zero1"])
+    assert "params" in runs["eight"]["paper"]["whole_under_zero1"]
+    assert runs["eight"]["paper"]["split_under_zero1"] == ["ema_params", "opt_state"]
+
+
 def test_decoder_equals_one_device(runs: dict[str, Any]) -> None:
     """Convolutions with split kernels, on (2, 4)."""
     assert_close(runs["one"]["decoder"], runs["eight"]["decoder"])
@@ -111,3 +118,5 @@ def test_a_mesh_of_other_devices_is_refused(data: int, fsdp: int) -> None:
 def test_a_mesh_without_devices_is_refused(data: int, fsdp: int) -> None:
     with pytest.raises(UserError, match="give 1 or more"):
         MeshConfig(data=data, fsdp=fsdp)
+    with pytest.raises(UserError, match=r"mesh\.slices is 2"):
+        MeshConfig(data=3, slices=2)

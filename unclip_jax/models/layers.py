@@ -42,7 +42,8 @@ def gather_weights(*arrays: Any, dtype: Any = None, inexact: bool = True) -> lis
     """
     inputs, *weights = promote_dtype(*arrays, dtype=dtype, inexact=inexact)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types:  # on one device, or in a device's own part
+    is_alone = mesh.empty or mesh.size == 1
+    if is_alone or AxisType.Manual in mesh.axis_types:  # or in a device's own part
         return [inputs, *weights]
 
     def whole(weight: Array | None) -> Array | None:

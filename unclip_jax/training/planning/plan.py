@@ -100,18 +100,19 @@ class Plan:
 
     @property
     def step_floor(self) -> float:
-        """Seconds a step if all three overlap perfectly."""
-        return max(self.compute_floor, self.memory_floor, self.network_floor)
+        """Seconds a step if all of them overlap perfectly."""
+        return self._floors[self.bound]
 
     @property
     def bound(self) -> str:
         """Which floor that is."""
-        floors = {
-            "compute": self.compute_floor,
-            "memory": self.memory_floor,
-            "network": self.network_floor,
-        }
-        return max(floors, key=lambda name: floors[name])
+        return max(self._floors, key=lambda name: self._floors[name])
+
+    @property
+    def _floors(self) -> dict[str, float]:
+        floors = {"compute": self.compute_floor, "network": self.network_floor}
+        # A quick program is hardly fused: what it reads and writes is no floor.
+        return floors if self.is_quick else floors | {"memory": self.memory_floor}
 
     @property
     def mfu_ceiling(self) -> float:
@@ -240,7 +241,7 @@ def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) 
             program.abstract_state, program.abstract_frozen, batch, key
         ).lower(lowering_platforms=("tpu",))
         # Without a TPU a stored program cannot be read back.
-        cached = jax.config.read("jax_enable_compilation_cache")
+        cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_enable_compilation_cache", False)
         try:
             return lowered.compile(compiler_options=options or None)

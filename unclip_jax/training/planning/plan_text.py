@@ -44,7 +44,8 @@ def _work(plan: Plan) -> str:
             f"  {program.flops:.3e} FLOP a device, with what is computed again {again:.2f} times "
             "the model's"
         ),
-        f"  {program.bytes_moved:.3e} bytes of HBM a device",
+        f"  {program.bytes_moved:.3e} bytes of HBM a device"
+        + (", before fusion" if plan.is_quick else ""),
     ]
     for row in program.collectives:
         lines.append(
@@ -63,7 +64,8 @@ def _floors(plan: Plan) -> str:
     return "\n".join(
         [
             f"floors at the published rates of {chip.name}",
-            f"  compute {compute}, memory {memory}, network {network}",
+            f"  compute {compute}, network {network}, memory {memory}"
+            + (" before fusion, left out" if plan.is_quick else ""),
             (
                 f"  a step takes {1e3 * floor:.1f} ms or more ({plan.bound}-bound): at most "
                 f"{plan.batch_size / floor:,.0f} pictures/s, MFU {plan.mfu_ceiling:.0%}"
