@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
     import json
 
+    from unclip_jax.cli.hosts import join_hosts
     from unclip_jax.cli.runtime import prepare_jax
     from unclip_jax.training.recipe import STAGES, recipe_to_json
 
@@ -59,6 +60,7 @@ def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
     if workdir is None:
         raise UserError("--workdir is missing: name the folder of the run, such as runs/decoder")
     prepare_jax()
+    join_hosts()
     from unclip_jax.cli.preview import make_preview
     from unclip_jax.training.loop import train
 
