@@ -58,6 +58,9 @@ def _plan(recipe: Any, path: Path, clip_recipe: str | None, is_exact: bool) -> i
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)  # no TPU could read a program back
     from unclip_jax.training.planning.plan import DoesNotFitError, find_remedy, make_plan
     from unclip_jax.training.planning.plan_text import plan_text
 

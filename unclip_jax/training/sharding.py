@@ -55,13 +55,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             "make their product the number of devices"
         )
     shape = (data // config.slices, config.fsdp)
-    grids = [
-        mesh_utils.create_device_mesh(shape, group, allow_split_physical_axes=True)
-        for group in _slices(devices, config.slices)
-    ]
+    grids = [_grid(shape, group) for group in _slices(devices, config.slices)]
     # Explicit axes, the default of `jax.make_mesh`, reject convolutions with sharded kernels.
     types = (AxisType.Auto, AxisType.Auto)
     return Mesh(np.concatenate(grids), ("data", "fsdp"), axis_types=types)
+
+
+def _grid(shape: tuple[int, int], devices: list[Any]) -> np.ndarray:
+    """Neighbours in the network next to each other, where the devices say where they are."""
+    if any(getattr(device, "core_on_chip", 0) for device in devices):  # half chips, in no torus
+        return np.array(devices).reshape(shape)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _slices(devices: list[Any], count: int) -> list[list[Any]]:

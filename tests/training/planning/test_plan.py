@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from tests.training import toys
@@ -28,6 +30,14 @@ def in_bfloat16(config: Any) -> Any:
         if item.name == "dtype" or dataclasses.is_dataclass(getattr(config, item.name))
     }
     return dataclasses.replace(config, **changes) if changes else config
+
+
+@pytest.fixture(autouse=True)
+def stored_programs() -> Iterator[None]:
+    """The command switches the store of compiled programs off; other tests want it."""
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -164,7 +166,7 @@ def make_plan(recipe: Recipe, clip: CLIPRecipe | None, *, is_quick: bool = True)
     program = make_program(recipe, inputs, mesh)
     batch = abstract_batch(recipe, inputs, batch_sharding(mesh))
     began = time.monotonic()
-    compiled = _compile(program, batch, mesh, QUICK if is_quick else {})
+    compiled, text = _compile(program, batch, mesh, QUICK if is_quick else {})
     seconds = time.monotonic() - began
     found = compiled.memory_analysis()
     state = program.abstract_state
@@ -189,7 +191,7 @@ def make_plan(recipe: Recipe, clip: CLIPRecipe | None, *, is_quick: bool = True)
         count=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         memory=memory,
         flops=step_flops(recipe, inputs),
-        program=read_program(compiled.as_text(), mesh.size),
+        program=read_program(text, mesh.size),
         compile_seconds=seconds,
         is_quick=is_quick,
     )
@@ -234,17 +236,20 @@ def find_remedy(
     return None
 
 
-def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) -> Any:
+def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) -> tuple[Any, str]:
+    """The compiled step, and its text."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as dump:
         lowered = program.step.trace(  # pyright: ignore[reportFunctionMemberAccess]
             program.abstract_state, program.abstract_frozen, batch, key
         ).lower(lowering_platforms=("tpu",))
-        # Without a TPU a stored program cannot be read back.
-        cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_enable_compilation_cache", False)
         try:
-            return lowered.compile(compiler_options=options or None)
+            # `as_text` fails on the transfers of a v5p or a v6e; the compiler's own file has them.
+            compiled = lowered.compile(
+                compiler_options={**options, "xla_dump_to": dump, "xla_dump_hlo_as_text": True}
+            )
+            (path,) = Path(dump).glob("*.after_optimizations.txt")
+            return compiled, path.read_text(encoding="utf-8")
         except jax.errors.JaxRuntimeError as error:
             if needs := _NEEDS.search(str(error)):
                 used, unit, limit, limit_unit = needs.groups()
@@ -252,8 +257,6 @@ def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) 
                     float(used) * _UNITS[unit], float(limit) * _UNITS[limit_unit]
                 ) from error
             raise
-        finally:
-            jax.config.update("jax_enable_compilation_cache", cached)
 
 
 def _tree_bytes(tree: Any) -> int:
