@@ -272,3 +272,11 @@ def test_prompts_are_read_where_there_is_a_tokenizer(tmp_path: Path) -> None:
     assert not any("random ids" in note for note in notes)
     tokens = load_trace(tmp_path / "trace.npz", "clip").arrays["text/tokens"]
     np.testing.assert_array_equal(tokens, tokenizer(list(PROMPTS)))
+
+
+@pytest.mark.torch
+def test_an_end_of_text_that_no_vocabulary_has(tmp_path: Path) -> None:
+    """Small CLIPs keep transformers' default of 49407: no row has it, and the first is taken."""
+    path = hf_model(tmp_path, text_config={"eos_token_id": 49407})
+    rows, _ = compare(path, record=tmp_path / "trace.npz")
+    assert_all_pass(rows, names(2, 1))
