@@ -26,7 +26,7 @@ demo: setup
 	@$(BIN)/python sample.py text $(DEMO_PROMPTS) --out $(DEMO_OUT)
 
 test: setup-dev
-	@$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: lint types test
 
