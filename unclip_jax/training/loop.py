@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from unclip_jax.data.bad_records import BadRecords
+from unclip_jax.errors import UserError
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.inputs import open_batches, open_inputs
 from unclip_jax.training.metrics import MetricWriter, Progress
@@ -84,7 +85,10 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         progress.say(placement_table(placements(program.abstract_state, shardings)))
     frozen = program.place_frozen()
     peak = peak_flops(jax.devices()[0].device_kind)
-    flops = None if peak is None else step_flops(recipe, inputs)
+    flops = None
+    if peak is not None:
+        with contextlib.suppress(UserError):  # what cannot be counted can be trained
+            flops = step_flops(recipe, inputs)
     log = StepLog(recipe, writer, progress, bad, start, flops=flops, peak=peak)
     profile = Profile(workdir / "profile", recipe.log.profile_steps)
     step, stopped_by = start, None
@@ -108,14 +112,8 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
                 with log.aside():
                     checkpoints.save(step, state, recipe_to_json(recipe))
             if preview is not None and (is_last or _is_due(step, recipe)):
-                stage = Stage(
-                    recipe,
-                    state.ema_params,
-                    inputs.tokenizer,
-                    step,
-                    inputs.clip_id or "",
-                    inputs.codes,
-                )
+                clip_id, average = inputs.clip_id or "", state.ema_params
+                stage = Stage(recipe, average, inputs.tokenizer, step, clip_id, inputs.codes)
                 with log.aside():
                     _draw(preview, stage, workdir / "samples" / f"step_{step:07d}.png", progress)
     log.flush()

@@ -45,7 +45,9 @@ def abstract_inputs(recipe: Recipe, clip: CLIPRecipe | None) -> Inputs:
     return Inputs(None, tokenizer, stage, codes=codes)
 
 
-def abstract_batch(recipe: Recipe, inputs: Inputs, sharding: Sharding) -> dict[str, Any]:
+def abstract_batch(
+    recipe: Recipe, inputs: Inputs, sharding: Sharding | None = None
+) -> dict[str, Any]:
     """Shapes of what `open_batches` yields, over all processes."""
 
     def shape(dtype: Any, *size: int) -> jax.ShapeDtypeStruct:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from unclip_jax.errors import UserError
@@ -26,12 +27,12 @@ class Chip:
     slice_bandwidth: float
     """Bytes a second to other slices, over the data centre's network."""
     dollars_per_hour: float
-    """On demand, of the cheapest region that lists it."""
+    """Assumed, since prices change and differ by region: put yours in."""
 
 
-# https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and https://cloud.google.com/tpu/pricing, as of
-# 2026. Links are published for both directions together. A pod's network is 6.4 Tbit/s for 256
-# v5e chips; 100 Gbit/s for each host of 4 chips are assumed where none is published.
+# https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; memory is the compiler's own limit. Links are
+# published for both directions together. A pod's network is 6.4 Tbit/s for 256 v5e chips, which
+# stands for the others too.
 CHIPS = {
     # Without megacore, which this compiler's topologies do not have, a v4 chip is two devices.
     "v4": Chip("v4 (half a chip)", 137.5e12, 15.25 * 2**30, 614e9, 75e9, 1.6e9, 1.61),
@@ -89,6 +90,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
         UserError: the compiler is not installed, or does not know the topology.
     """
     chip_of(topology)
+    if find_spec("libtpu") is None:
+        raise UserError("there is no TPU compiler here: pip install 'unclip_jax[plan]'")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
@@ -98,10 +101,6 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # whatever the plugin raises
         reason = str(error).splitlines()[0][:160]
-        if "libtpu" in reason or "plugin" in reason.lower() or "tpu" not in str(error).lower():
-            raise UserError(
-                f"there is no TPU compiler here ({reason}): pip install 'unclip_jax[plan]'"
-            ) from error
         raise UserError(
             f"topology {topology!r} is refused by the compiler ({reason}): give one that exists"
         ) from error

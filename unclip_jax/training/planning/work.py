@@ -23,9 +23,7 @@ def step_flops(recipe: Recipe, inputs: Inputs) -> int:
     plain: Any = with_fields(recipe, remat="none", attention="xla")
     objective, frozen = make_objective(plain, inputs)
     params = jax.eval_shape(lambda key: init_params(plain, key), jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    batch = abstract_batch(plain, inputs, here)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+    batch = abstract_batch(plain, inputs)
     key = jax.eval_shape(lambda: jax.random.key(0))
     count = training_flops(lambda p, *rest: objective(p, *rest)[0], params, frozen, batch, key)
     return count * (2 if recipe.optim.sam_rho else 1)  # the ascent is a second gradient
