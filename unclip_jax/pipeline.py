@@ -5,48 +5,40 @@
 
 Every picture has a key of its own, fold_in(seed, index); nothing else is random. Work runs in
 padded micro-batches of one fixed size a device, so picture `index` of (prompt, seed) does not
-depend on how many others are asked for.
+depend on how many others are asked for, nor on the devices there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unclip_jax.config import MeshConfig
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
-from unclip_jax.generation.captions import encode_caption
-from unclip_jax.generation.decoder import Condition, decode_embedding, to_uint8
+from unclip_jax.generation.drawing import Drawn, Link, Request, draw
 from unclip_jax.generation.guides import make_guides
-from unclip_jax.generation.keys import fold_keys, image_keys
+from unclip_jax.generation.keys import fold_keys, request_keys
 from unclip_jax.generation.model_folder import check_stages, read_model
-from unclip_jax.generation.prior import make_prior, sample_embedding
+from unclip_jax.generation.programs import (
+    PRIORS,
+    decoder_program,
+    image_program,
+    prior_program,
+    text_program,
+    upsampler_program,
+)
+from unclip_jax.generation.rows import RowProgram, RowRunner
 from unclip_jax.generation.sampling import SamplingConfig
-from unclip_jax.generation.tiling import TilingConfig
-from unclip_jax.generation.upsampler import upsample_picture
-from unclip_jax.models.clip import CLIP, CLIPConfig
 from unclip_jax.samples import Samples
-from unclip_jax.training.objectives.conditions import encode_image, to_float
-from unclip_jax.training.recipes.clip import CLIPRecipe
-from unclip_jax.training.sharding import batch_sharding, make_mesh, replicated
 from unclip_jax.training.weights import Stage
 
-PRIORS = {
-    "diffusion": "prior",
-    "ar": "ar_prior",
-    "linear": "linear_prior",
-    "one_step": "one_step_prior",
-}
-"""How a prior is named in a call, and its stage."""
 UPSAMPLED = (256, 1024)
 """Sides of the pictures that the upsamplers make."""
 
@@ -55,15 +47,15 @@ UPSAMPLED = (256, 1024)
 class UnCLIP:
     """A frozen bundle of stages.
 
-    Its methods take any number of rows and run in compiled micro-batches over all local devices;
-    what they compile are the pure functions in `generation/`.
+    Its methods take any number of rows and run in compiled micro-batches over all devices of this
+    host; what they compile are the programs in `generation/programs.py`.
     """
 
     stages: dict[str, Stage]
     """By the names in `STAGES`; a call that needs one which is not here says so."""
     sampling: SamplingConfig = SamplingConfig()
     name: str = ""
-    _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
@@ -96,25 +88,17 @@ class UnCLIP:
         return self.clip.tokenizer
 
     @property
-    def _clip_config(self) -> CLIPConfig:
-        assert isinstance(self.clip.recipe, CLIPRecipe)
-        return self.clip.recipe.model
+    def compile_seconds(self) -> float:
+        """Time that this bundle has spent on compiling so far."""
+        return self._runner.compile_seconds
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """[N, E] float32, of unit norm unless the model's CLIP config says otherwise."""
-
-        def run(params: Any, tokens: Array) -> Array:
-            return encode_caption(self._clip_config, params["clip"], tokens).embedding
-
-        return self._batched("text", run, (self.tokenizer(texts),))
+        return self._run(text_program(self.stage), self.sampling, tokens=self.tokenizer(texts))
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         """[N, S, S, 3] uint8 of any side → [N, E] float32, as `encode_text`."""
-
-        def run(params: Any, images: Array) -> Array:
-            return encode_image(CLIP(self._clip_config), params["clip"], images)
-
-        return self._batched(("image", images.shape[1:]), run, (images,))
+        return self._run(image_program(self.stage), self.sampling, image=images)
 
     def sample_prior(
         self,
@@ -133,24 +117,11 @@ class UnCLIP:
                 of the keys' (see `diffusion.samplers.split_draws`); needs num_candidates 1.
         """
         how = sampling or self.sampling
-        if prior not in PRIORS:
-            raise UserError(f"prior {prior!r} is unknown: choose {', '.join(PRIORS)}")
-        name = PRIORS[prior]
-        stage, empty_tokens = self.stage(name), self.tokenizer([""])
-        recipe: Any = stage.recipe
         if noise is not None and (how.num_candidates != 1 or prior != "diffusion"):
             raise UserError("noise is for one draw of the diffusion prior: set num_candidates to 1")
-        given = () if noise is None else (np.asarray(noise, np.float32),)
-
-        def run(params: Any, tokens: Array, keys: Array, draws: Array | None = None) -> Array:
-            caption = encode_caption(self._clip_config, params["clip"], tokens)
-            empty = encode_caption(self._clip_config, params["clip"], jnp.asarray(empty_tokens))
-            extras = (stage.codes, stage.score_norms, stage.statistics, draws)
-            draw = make_prior(recipe, empty, how, *extras)
-            return sample_embedding(draw, params[name], caption, keys, how.num_candidates)
-
-        key = (name, how.prior, how.ar_prior, how.num_candidates, bool(given))
-        return self._batched(key, run, (self.tokenizer(texts), keys, *given))
+        program = prior_program(self.stage, how, prior)
+        tokens, data = self.tokenizer(texts), jax.random.key_data(keys)
+        return self._run(program, how, tokens=tokens, keys=data, noise=noise)
 
     def decode(
         self,
@@ -176,52 +147,16 @@ class UnCLIP:
             [N, S, S, 3] uint8, or float32 in [-1, 1].
         """
         how = sampling or self.sampling
-        empty_tokens = jnp.asarray(self.tokenizer([""]))
-        recipe: Any = self.stage("decoder").recipe
-        guides = make_guides(self.stage, how)
-        has_embedding, has_scales = embeddings is not None, guidance is not None
-        has_noise = noise is not None
-
-        def run(
-            params: Any,
-            vectors: Array,
-            tokens: Array,
-            keys: Array,
-            scales: Array,
-            draws: Array,
-            *given: Array,
-        ) -> Array:
-            caption, empty = (
-                encode_caption(self._clip_config, params["clip"], text)
-                for text in (tokens, empty_tokens)
-            )
-            condition = Condition(vectors if has_embedding else None, caption, empty)
-            images = decode_embedding(
-                recipe,
-                params["decoder"],
-                condition,
-                how.decoder,
-                keys=keys,
-                noise=draws if has_noise else None,
-                guidance=scales if has_scales else None,
-                gradients=[
-                    guide.follow(params, rows) for guide, rows in zip(guides, given, strict=True)
-                ],
-            )
-            return images if as_float else to_uint8(images)
-
-        unused = np.zeros(len(texts), np.float32)
-        arguments = (
-            np.asarray(embeddings, np.float32) if has_embedding else unused,
-            self.tokenizer(texts),
-            keys,
-            np.asarray(guidance, np.float32) if has_scales else unused,
-            np.asarray(noise, np.float32) if has_noise else unused,
-            *(guide.read(texts) for guide in guides),
+        return self._run(
+            decoder_program(self.stage, how, as_float=as_float),
+            how,
+            embedding=embeddings,
+            tokens=self.tokenizer(texts),
+            keys=jax.random.key_data(keys),
+            guidance=guidance,
+            noise=noise,
+            **self._guide_rows(texts, how),
         )
-        steered = (how.clip_guidance, how.classifier_guidance)
-        key = ("decoder", how.decoder, has_embedding, has_scales, has_noise, as_float, steered)
-        return self._batched(key, run, arguments)
 
     def upsample(
         self,
@@ -247,22 +182,9 @@ class UnCLIP:
             [N, 4 H, 4 W, 3] uint8, or float32 in [-1, 1].
         """
         how = sampling or self.sampling
-        name = f"upsampler_{size}"
-        recipe: Any = self.stage(name).recipe
-        config = {256: how.upsampler_256, 1024: how.upsampler_1024}[size]
-        tiling = None if how.tile is None else TilingConfig(how.tile, how.tile_overlap)
-
-        def run(params: Any, images: Array, keys: Array, draws: Array | None = None) -> Array:
-            low_res = to_float(images) if images.dtype == jnp.uint8 else images
-            own, last = params[name], params.get(f"{name}_last")
-            large = upsample_picture(
-                recipe, own, low_res, keys, config, tiling, last_params=last, noise=draws
-            )
-            return large if as_float else to_uint8(large)
-
-        given = () if noise is None else (np.asarray(noise, np.float32),)
-        key = (name, images.shape[1:], images.dtype, config, tiling, bool(given), as_float)
-        return self._batched(key, run, (images, keys, *given), how.upsample_batch_size)
+        program = self._upsampler(size, how, as_float=as_float)
+        data = jax.random.key_data(keys)
+        return self._run(program, how, image=images, keys=data, noise=noise)
 
     def text_to_image(
         self,
@@ -289,36 +211,50 @@ class UnCLIP:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or num_images < 1:
             raise UserError("give at least one prompt and num_images of 1 or more")
+        requests = [Request(prompt, seed, i) for prompt in prompts for i in range(num_images)]
+        parts = list(
+            self.draw(requests, sampling, prior=prior, upsample=upsample, on_stage=on_stage)
+        )
+        vectors = [part.embeddings for part in parts if part.embeddings is not None]
+        facts = self.facts(requests, sampling, prior=prior, upsample=upsample)
+        images = np.concatenate([part.images for part in parts])
+        return Samples(images, np.concatenate(vectors) if vectors else None, tuple(facts))
+
+    def draw(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        *,
+        prior: str = "diffusion",
+        upsample: int | None = None,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Iterator[Drawn]:
+        """Pictures for any number of requests, as a stream of micro-batches in their order.
+
+        While the caller is busy with one micro-batch the devices draw the next. The arguments are
+        those of `text_to_image`; mistakes are raised before anything is computed.
+        """
         how = sampling or self.sampling
-        bundle = self if how.batch_size == self.sampling.batch_size else replace(self, sampling=how)
-        texts = [prompt for prompt in prompts for _ in range(num_images)]
-        keys = image_keys(seed, [*range(num_images)] * len(prompts))
-        sizes = [size for size in UPSAMPLED if upsample is not None and size <= upsample]
-        if upsample is not None and upsample not in UPSAMPLED:
-            raise UserError(f"upsample is {upsample}: give {' or '.join(map(str, UPSAMPLED))}")
-        for size in sizes:  # before anything is computed
-            self.stage(f"upsampler_{size}")
-        recipe: Any = self.stage("decoder").recipe
-        if recipe.model.embedding_width is None:
-            prior = "none"
-        embeddings = None
-        if prior != "none":
-            on_stage("prior")
-            embeddings = bundle.sample_prior(texts, fold_keys(keys, 0), how, prior)
-        on_stage("decoder")
-        images = bundle.decode(embeddings, texts, fold_keys(keys, 1), how, as_float=bool(sizes))
-        for number, size in enumerate(sizes):
-            on_stage(f"upsampler_{size}")
-            as_float = size != sizes[-1]
-            images = bundle.upsample(
-                images, fold_keys(keys, 2 + number), size, how, as_float=as_float
-            )
-        facts = tuple(
+        links, rows = self._links(requests, how, self._prior(prior), upsample)
+        runner, at_once = self._runner, how.stages_at_once
+        return draw(runner, links, rows, how.batch_size, at_once, on_stage)
+
+    def facts(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        *,
+        prior: str = "diffusion",
+        upsample: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """What each picture was made from, as it is written into its file."""
+        how, prior = sampling or self.sampling, self._prior(prior)
+        return [
             {
                 "model": self.name,
-                "prompt": text,
-                "seed": seed,
-                "index": number % num_images,
+                "prompt": request.prompt,
+                "seed": request.seed,
+                "index": request.index,
                 "prior": prior,
                 "prior_steps": how.prior.num_steps,
                 "prior_guidance": how.prior.guidance_scale,
@@ -327,42 +263,59 @@ class UnCLIP:
                 "candidates": how.num_candidates,
                 "upsample": upsample,
             }
-            for number, text in enumerate(texts)
-        )
-        return Samples(images, embeddings, facts)
-
-    def _batched(
-        self,
-        name: Any,
-        function: Callable[..., Array],
-        arguments: tuple[Any, ...],
-        batch_size: int | None = None,
-    ) -> np.ndarray:
-        """function(params, *rows) in padded micro-batches over all local devices."""
-        mesh = make_mesh(MeshConfig())
-        rows = batch_sharding(mesh)
-        size = (batch_size or self.sampling.batch_size) * mesh.size
-        if name not in self._compiled:
-            self._compiled[name] = jax.jit(function, out_shardings=rows)
-        compiled = self._compiled[name]
-        params = self._placed_params
-        parts = [
-            np.asarray(compiled(params, *jax.device_put(part, rows)))[:count]
-            for part, count in _micro_batches(arguments, size)
+            for request in requests
         ]
-        return np.concatenate(parts)
+
+    def _links(
+        self, requests: Sequence[Request], how: SamplingConfig, prior: str, upsample: int | None
+    ) -> tuple[list[Link], dict[str, Any]]:
+        """The stages that these pictures go through, and the rows that they start from."""
+        if upsample is not None and upsample not in UPSAMPLED:
+            raise UserError(f"upsample is {upsample}: give {' or '.join(map(str, UPSAMPLED))}")
+        sizes = [size for size in UPSAMPLED if upsample is not None and size <= upsample]
+        texts = [request.prompt for request in requests]
+        keys = request_keys([r.seed for r in requests], [r.index for r in requests])
+        rows = {"tokens": self.tokenizer(texts), **self._guide_rows(texts, how)}
+        decoder = decoder_program(self.stage, how, as_float=bool(sizes))
+        links, reads = [], {name: name for name in rows}
+        if prior != "none":
+            program = prior_program(self.stage, how, prior)
+            given = {"tokens": "tokens", "keys": "keys_0"}
+            links.append(Link(PRIORS[prior], program, given, "embedding"))
+            reads["embedding"] = "embedding"
+        links.append(Link("decoder", decoder, {**reads, "keys": "keys_1"}, "image"))
+        for number, size in enumerate(sizes, 2):
+            program = self._upsampler(size, how, as_float=size != sizes[-1])
+            given = {"image": "image", "keys": f"keys_{number}"}
+            links.append(Link(f"upsampler_{size}", program, given, "image"))
+        for number in range(2 + len(sizes)):
+            rows[f"keys_{number}"] = np.asarray(jax.random.key_data(fold_keys(keys, number)))
+        return links, rows
+
+    def _prior(self, prior: str) -> str:
+        recipe: Any = self.stage("decoder").recipe
+        return "none" if recipe.model.embedding_width is None else prior
+
+    def _upsampler(self, size: int, how: SamplingConfig, *, as_float: bool) -> RowProgram:
+        has_last = f"upsampler_{size}_last" in self.stages
+        return upsampler_program(self.stage, how, size, has_last=has_last, as_float=as_float)
+
+    def _guide_rows(self, texts: Sequence[str], how: SamplingConfig) -> dict[str, np.ndarray]:
+        guides = make_guides(self.stage, how)
+        return {f"guide_{number}": guide.read(texts) for number, guide in enumerate(guides)}
+
+    def _run(self, program: RowProgram, how: SamplingConfig, **rows: Any) -> np.ndarray:
+        """The program over rows, those that are None left out."""
+        given = {name: _on_host(array) for name, array in rows.items() if array is not None}
+        return self._runner.run(program, given, how.batch_size)
 
     @cached_property
-    def _placed_params(self) -> Any:
-        mesh = make_mesh(MeshConfig())
+    def _runner(self) -> RowRunner:
         params = {name: stage.params for name, stage in self.stages.items()}
-        return jax.device_put(params, replicated(mesh))
+        return RowRunner(params, self._compiled)
 
 
-def _micro_batches(arguments: tuple[Any, ...], size: int) -> Iterator[tuple[tuple[Any, ...], int]]:
-    """Slices of `size` rows, the last one filled up with copies of its first row."""
-    total = arguments[0].shape[0]
-    for start in range(0, total, size):
-        count = min(size, total - start)
-        rows = np.concatenate([np.arange(start, start + count), np.full(size - count, start)])
-        yield tuple(argument[rows] for argument in arguments), count
+def _on_host(array: Any) -> np.ndarray:
+    """As numpy; fractions in float32."""
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array

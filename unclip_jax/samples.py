@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from unclip_jax.data.images import make_grid, save_png
+from unclip_jax.data.images import decode_image, make_grid, save_png
+from unclip_jax.errors import UserError
+
+WAITING = 64
+"""Pictures that may wait to be written before the caller of `PictureWriter.add` does."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +38,91 @@ class Samples:
 
         Returns:
             the path of every picture, and last the grid's.
+        Raises:
+            UserError: the folder cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for number, (image, facts) in enumerate(zip(self.images, self.metadata, strict=True)):
-            path = folder / f"{number:05d}_{_slug(facts['prompt'])}_{facts['index']}.png"
-            save_png(path, image, {"unclip": json.dumps(facts, ensure_ascii=False)})
-            paths.append(path)
+        with PictureWriter(folder) as writer:
+            for number, (image, facts) in enumerate(zip(self.images, self.metadata, strict=True)):
+                writer.add(number, image, facts)
         grid = make_grid(self.images, columns or min(8, len(self.images)))
-        save_png(folder / "grid.png", grid)
-        return [*paths, folder / "grid.png"]
+        path = Path(folder) / "grid.png"
+        save_png(path, grid)
+        return [*(Path(folder) / picture_name(*one) for one in enumerate(self.metadata)), path]
+
+
+class PictureWriter:
+    """Writes PNGs on threads of its own, so that nobody who draws waits for a disk.
+
+    Raises:
+        UserError: the folder cannot be made; from `add` and at the end: a picture that could not be
+            written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made ({error.strerror}): name another") from error
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="png")
+        self._room = BoundedSemaphore(WAITING)
+        self._begun: list[Future[None]] = []
+
+    def add(self, number: int, image: np.ndarray, facts: dict[str, Any]) -> None:
+        """Queue a picture.
+
+        Args:
+            number: first in the file's name.
+            image: [H, W, 3] uint8, not to be changed any more.
+            facts: what it was made from, with prompt and index; written into the file as JSON.
+        """
+        self._room.acquire()
+        done = [future for future in self._begun if future.done()]
+        self._begun = [future for future in self._begun if not future.done()]
+        for future in done:
+            future.result()
+        path = self._folder / picture_name(number, facts)
+        self._begun.append(self._pool.submit(self._write, path, image, facts))
+
+    def _write(self, path: Path, image: np.ndarray, facts: dict[str, Any]) -> None:
+        try:
+            save_png(path, image, {"unclip": json.dumps(facts, ensure_ascii=False)})
+        finally:
+            self._room.release()
+
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            for future in self._begun:
+                future.result()
+
+
+def picture_name(number: int, facts: dict[str, Any]) -> str:
+    """Of a picture's file, as '00012_a-red-apple_3.png': its number, prompt and index."""
+    return f"{number:05d}_{_slug(facts['prompt'])}_{facts['index']}.png"
+
+
+def grid_of_files(paths: Iterable[Path], columns: int) -> np.ndarray:
+    """`make_grid` of pictures on disk, all of one size.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    try:
+        images = [decode_image(path.read_bytes(), name=str(path)) for path in paths]
+    except OSError as error:
+        raise UserError(
+            f"no grid: {error}; let all hosts write into one folder that each of them sees"
+        ) from error
+    return make_grid(np.stack(images), columns)
 
 
 def _slug(text: str) -> str:

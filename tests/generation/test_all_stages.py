@@ -91,7 +91,7 @@ def test_text_to_image_takes_every_road(unclip: UnCLIP) -> None:
         "a red apple", 1, prior="ar", upsample=256, on_stage=stages_seen.append
     )
     assert samples.images.shape == (1, 64, 64, 3)
-    assert stages_seen == ["prior", "decoder", "upsampler_256"]
+    assert stages_seen == ["ar_prior", "decoder", "upsampler_256"]
     facts = samples.metadata[0]
     assert facts["prior"] == "ar" and facts["upsample"] == 256
     keys = image_keys(0, [0])

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unclip_jax.cli.overrides import parse
-from unclip_jax.cli.sample import read_prompts, say
+from unclip_jax.cli.progress import say
+from unclip_jax.cli.sample import read_prompts
 from unclip_jax.errors import UserError
 
 

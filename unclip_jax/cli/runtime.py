@@ -12,6 +12,9 @@ def prepare_jax() -> None:
     They go to $JAX_COMPILATION_CACHE_DIR, else $UNCLIP_CACHE/xla, else ~/.cache/unclip_jax/xla.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # XLA's threads on a CPU, by default as many as cores or virtual devices, whichever is more.
+    # Their number decides how sums are split, and so the last bit of a picture: a constant.
+    os.environ.setdefault("PJRT_NPROC", str(max(8, os.cpu_count() or 1)))
     import jax
 
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +87,9 @@ class TextOptions:
     candidates: int | None = None
     """Image embeddings drawn a picture; the one nearest to the text is kept."""
     batch_size: int | None = None
-    """Pictures a device and call."""
+    """Pictures a device and call; another number may change the last bit of a picture."""
+    stages_at_once: Literal["all", "one"] | None = None
+    """Weights on the devices together: of all stages, or of one at a time for less memory."""
     out: str = "out"
     """Folder for the pictures."""
 
@@ -168,32 +168,24 @@ def _draw(options: TextOptions, prompts: list[str]) -> int:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
+    from unclip_jax.cli.hosts import join_hosts
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
-    from unclip_jax.pipeline import UnCLIP
+    join_hosts()
+    from unclip_jax.cli.draw_pictures import draw_pictures
+    from unclip_jax.generation.drawing import Request
 
-    began = time.monotonic()
-    unclip = UnCLIP.load(options.model)
-    sampling = _sampling(options, unclip.sampling)
-    total = len(prompts) * options.num_images
-    say(f"{total} pictures, {len(prompts)} prompts; compiling on the first call ...")
-
-    def on_stage(name: str) -> None:
-        say(f"{name} ({time.monotonic() - began:.1f} s since the start)")
-
-    samples = unclip.text_to_image(
-        prompts,
-        options.num_images,
-        options.seed,
-        sampling,
+    requests = [Request(p, options.seed, i) for p in prompts for i in range(options.num_images)]
+    draw_pictures(
+        options.model,
+        requests,
+        lambda default: _sampling(options, default),
+        out,
+        columns=options.num_images,
         prior=options.prior,
         upsample=options.upsample,
-        on_stage=on_stage,
     )
-    paths = samples.save(out, columns=options.num_images)
-    seconds = time.monotonic() - began
-    print(f"{total} pictures in {out}, grid in {paths[-1]} ({seconds:.1f} s)")
     return 0
 
 
@@ -240,9 +232,5 @@ def _sampling(options: TextOptions, default: Any) -> Any:
         ),
         num_candidates=options.candidates,
         batch_size=options.batch_size,
+        stages_at_once=options.stages_at_once,
     )
-
-
-def say(text: str) -> None:
-    """Progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)

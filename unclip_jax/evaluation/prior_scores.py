@@ -15,7 +15,8 @@ from unclip_jax.evaluation.scores import (
     same,
     unpaired_cosine,
 )
-from unclip_jax.pipeline import UnCLIP, image_keys
+from unclip_jax.generation.keys import image_keys
+from unclip_jax.pipeline import UnCLIP
 
 
 @dataclass(frozen=True)

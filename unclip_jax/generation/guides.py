@@ -25,6 +25,7 @@ from unclip_jax.training.weights import Stage
 class Guide:
     """One network that steers."""
 
+    stage: str
     read: Callable[[Sequence[str]], np.ndarray]
     """Prompts → what the network is asked about each, [B, ...] int32."""
     follow: Callable[[Any, Array], Gradient]
@@ -54,7 +55,7 @@ def _by_clip(stage: Stage, scale: float) -> Guide:
         text: Any = model.apply({"params": own}, tokens, method=NoisedCLIP.encode_text)
         return make_clip_steering(model, own, text[0], scale)
 
-    return Guide(stage.tokenizer, follow)
+    return Guide("noised_clip", stage.tokenizer, follow)
 
 
 def _by_class(stage: Stage, scale: float) -> Guide:
@@ -68,4 +69,4 @@ def _by_class(stage: Stage, scale: float) -> Guide:
             model, params["classifier"], jnp.maximum(labels[:, 0], 0), scales
         )
 
-    return Guide(make_labeler(stage.recipe.classes), follow)
+    return Guide("classifier", make_labeler(stage.recipe.classes), follow)

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
 def image_keys(seed: int, indices: Sequence[int]) -> Array:
     """[N] typed keys: fold_in(key(seed), index)."""
     return _fold_each(jax.random.key(seed), jnp.asarray(indices))
+
+
+def request_keys(seeds: Sequence[int], indices: Sequence[int]) -> Array:
+    """[N] typed keys: fold_in(key(seed), index), each picture with its own seed."""
+    numbers, keys = np.asarray(seeds), image_keys(seeds[0], indices)
+    for seed in set(seeds) - {seeds[0]}:
+        keys = jnp.where(numbers == seed, image_keys(seed, indices), keys)
+    return keys
 
 
 @jax.jit

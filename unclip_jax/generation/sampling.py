@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
 from unclip_jax.generation.code_sampling import CodeSamplerConfig
+
+StagesAtOnce = Literal["all", "one"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class SamplingConfig:
     batch_size: int = 8
     """Pictures a device and call."""
     upsample_batch_size: int = 1
-    """Pictures a device and call in the upsamplers."""
+    """How many of them the upsamplers work on together."""
+    stages_at_once: StagesAtOnce = "all"
+    """Stages whose weights are on the devices together; 'one' needs less memory, and loads them
+    again for every round of micro-batches."""
     tile: int | None = None
     """Side of the tiles in which the upsamplers work, for pictures beyond the memory; None works on
     the whole picture."""
