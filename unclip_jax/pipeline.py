@@ -67,7 +67,7 @@ class UnCLIP:
         Raises:
             UserError: nothing there, or stages that were trained for another CLIP.
         """
-        stages, sampling = read_model(source)
+        stages, sampling = read_model(source, as_stored=True)
         return cls(stages, sampling, source if isinstance(source, str) else "")
 
     @property

@@ -65,9 +65,13 @@ def check_stages(stages: dict[str, Stage]) -> None:
             )
 
 
-def read_model(source: str | Path | dict[str, Any]) -> tuple[dict[str, Stage], SamplingConfig]:
+def read_model(
+    source: str | Path | dict[str, Any], *, as_stored: bool = False
+) -> tuple[dict[str, Stage], SamplingConfig]:
     """The stages of a shipped model by name, of a folder with a folder a stage, or {stage: folder}.
 
+    Args:
+        as_stored: see `load_stage`.
     Raises:
         UserError: nothing there, or a file that cannot be read.
     """
@@ -83,7 +87,8 @@ def read_model(source: str | Path | dict[str, Any]) -> tuple[dict[str, Stage], S
         sampling = read_sampling(root)
     if "clip" not in folders:
         raise UserError(f"{source} has no clip stage: give a folder with clip/")
-    return {stage: load_stage(folder) for stage, folder in folders.items()}, sampling
+    stages = {name: load_stage(path, as_stored=as_stored) for name, path in folders.items()}
+    return stages, sampling
 
 
 def read_sampling(folder: Path) -> SamplingConfig:

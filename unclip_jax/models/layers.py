@@ -39,7 +39,12 @@ def gather_weights(*arrays: Any, dtype: Any = None, inexact: bool = True) -> lis
     Weights that are sharded over a mesh are gathered here, after the cast: left alone, XLA splits a
     convolution with a sharded kernel into one for each shard, and moves the activations. Within
     `nn.remat` they are gathered again in the backward pass, and their gradient is scattered.
+
+    Kernels may be held in bfloat16 to save memory; where no dtype is given they are read as the
+    float32 that they were.
     """
+    if dtype is None:
+        arrays = (arrays[0], *(w if w is None else w.astype(jnp.float32) for w in arrays[1:]))
     inputs, *weights = promote_dtype(*arrays, dtype=dtype, inexact=inexact)
     mesh = jax.sharding.get_abstract_mesh()
     is_alone = mesh.empty or mesh.size == 1

@@ -58,7 +58,7 @@ class Stage:
 
     recipe: Recipe
     params: Any
-    """Tree of float32 arrays."""
+    """Tree of float32 arrays; of a stage that is only sampled from, kernels may be bfloat16."""
     tokenizer: Tokenizer | None
     """None for an upsampler and a classifier."""
     step: int
@@ -159,9 +159,12 @@ def missing_model(name: str) -> str:
     return f"the weights of model {name!r} are not here: make them with scripts/train_{name}.sh"
 
 
-def load_stage(path: str | Path) -> Stage:
+def load_stage(path: str | Path, *, as_stored: bool = False) -> Stage:
     """A stage from an exported folder or from the newest checkpoint of a run folder.
 
+    Args:
+        as_stored: on the host, kernels in the dtype of the file: what sampling needs, with half the
+            memory for a file in bfloat16. Otherwise float32, on the first device.
     Raises:
         UserError: nothing there, or weights that do not fit the config; names the path.
     """
@@ -193,7 +196,8 @@ def load_stage(path: str | Path) -> Stage:
     if isinstance(recipe, PriorRecipe) and recipe.model.is_whitened:
         statistics = load_statistics(folder / STATISTICS, recipe.model.embedding_width)
     if "format" in config:
-        params = _read_safetensors(folder / "model.safetensors", _abstract(recipe))
+        file = folder / "model.safetensors"
+        params = _read_safetensors(file, _abstract(recipe), as_stored=as_stored)
         step, clip_id = config.get("step"), config.get("clip")
         if not isinstance(step, int) or not isinstance(clip_id, str):
             raise UserError(f"{config_path} lacks its step or CLIP id: export the stage again")
@@ -203,6 +207,8 @@ def load_stage(path: str | Path) -> Stage:
     here = SingleDeviceSharding(jax.local_devices()[0])
     placed = with_shardings(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = load_ema_params(folder, placed)
+    if as_stored:
+        params = jax.tree.map(np.asarray, params)
     clip_id = config.get("clip") or weights_id(params)
     norms = _score_norms(folder, recipe, step)
     return Stage(recipe, params, tokenizer, step, clip_id, codes, norms, statistics)
@@ -218,8 +224,8 @@ def _abstract(recipe: Recipe) -> Any:
     return jax.eval_shape(lambda: init_params(recipe, jax.random.key(0)))
 
 
-def _read_safetensors(path: Path, abstract: Any) -> Any:
-    """The tree `abstract` filled from a file, as float32.
+def _read_safetensors(path: Path, abstract: Any, *, as_stored: bool) -> Any:
+    """The tree `abstract` filled from a file, see `load_stage`.
 
     Raises:
         UserError: the file is missing or damaged, or a name or shape differs; names the first.
@@ -241,12 +247,17 @@ def _read_safetensors(path: Path, abstract: Any) -> Any:
                     raise UserError(
                         f"{path}: {name} has shape {shapes[name]}, config.json needs {leaf.shape}"
                     )
+
+            def read(place: Any, _: Any) -> Any:
+                array = file.get_tensor(path_name(place))
+                # Layers cast their kernels to the compute dtype; nothing else is cast.
+                is_kernel = path_name(place).endswith("/kernel")
+                if as_stored and is_kernel and array.dtype == ml_dtypes.bfloat16:
+                    return array
+                array = array.astype(np.float32)
+                return array if as_stored else jax.numpy.asarray(array)
+
             # One by one: the file and all of its float32 copies need not be in memory together.
-            return jax.tree_util.tree_map_with_path(
-                lambda place, _: jax.numpy.asarray(
-                    file.get_tensor(path_name(place)).astype(np.float32)
-                ),
-                abstract,
-            )
+            return jax.tree_util.tree_map_with_path(read, abstract)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
