@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unclip_jax.evaluation.pictures import load_pictures
 from unclip_jax.evaluation.scores import paired_cosine, recall_at, same
 from unclip_jax.generation.keys import image_keys
-from unclip_jax.pipeline import PRIORS, UnCLIP
+from unclip_jax.generation.programs import PRIORS
+from unclip_jax.pipeline import UnCLIP
 from unclip_jax.training.weights import load_stage
 
 

@@ -27,7 +27,6 @@ from unclip_jax.generation.guides import make_guides
 from unclip_jax.generation.keys import fold_keys, request_keys
 from unclip_jax.generation.model_folder import check_stages, read_model
 from unclip_jax.generation.programs import (
-    PRIORS,
     decoder_program,
     image_program,
     prior_program,
@@ -281,13 +280,13 @@ class UnCLIP:
         if prior != "none":
             program = prior_program(self.stage, how, prior)
             given = {"tokens": "tokens", "keys": "keys_0"}
-            links.append(Link(PRIORS[prior], program, given, "embedding"))
+            links.append(Link(program, given, "embedding"))
             reads["embedding"] = "embedding"
-        links.append(Link("decoder", decoder, {**reads, "keys": "keys_1"}, "image"))
+        links.append(Link(decoder, {**reads, "keys": "keys_1"}, "image"))
         for number, size in enumerate(sizes, 2):
             program = self._upsampler(size, how, as_float=size != sizes[-1])
             given = {"image": "image", "keys": f"keys_{number}"}
-            links.append(Link(f"upsampler_{size}", program, given, "image"))
+            links.append(Link(program, given, "image"))
         for number in range(2 + len(sizes)):
             rows[f"keys_{number}"] = np.asarray(jax.random.key_data(fold_keys(keys, number)))
         return links, rows

@@ -16,9 +16,10 @@ from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
 from unclip_jax.generation.code_sampling import CodeSamplerConfig
 from unclip_jax.generation.keys import fold_keys, image_keys
+from unclip_jax.generation.programs import PRIORS
 from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.models.embedding_codes import CodeConfig, fit_codes
-from unclip_jax.pipeline import PRIORS, UnCLIP
+from unclip_jax.pipeline import UnCLIP
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.weights import Stage, load_stage, save_stage, weights_id
 

@@ -23,6 +23,8 @@ a chip needs of its memory, whether that fits, and how fast a step can be at bes
   --exact              compile as training does, minutes instead of seconds; without it the memory
                        is an upper bound
   --set NAME=VALUE     the same as --NAME VALUE
+  --sample             the programs that draw from the stage instead, a row a picture or embedding;
+                       --sampling.NAME VALUE changes how, for example --sampling.batch-size 4
 Exit code 1 if it does not fit; then changes are tried, and the first that help are named.
 """
 
@@ -38,8 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     rest, topology = take(rest, "--topology")
     rest, slices = take(rest, "--slices")
     rest, clip_recipe = take(rest, "--clip-recipe")
-    is_exact = "--exact" in rest
-    rest = _settings([argument for argument in rest if argument != "--exact"])
+    is_exact, is_sample = "--exact" in rest, "--sample" in rest
+    rest = _settings([argument for argument in rest if argument not in ("--exact", "--sample")])
+    rest, sampling = _sampling_arguments(rest)
+    if sampling and not is_sample:
+        raise UserError(f"{sampling[0]} is about sampling: add --sample")
     default = load_recipe(path)
     recipe = parse(type(default), rest, default=default, program=f"unclip plan {path}")
     mesh: dict[str, Any] = {}
@@ -51,17 +56,69 @@ def main(arguments: Sequence[str]) -> int:
         mesh["slices"] = int(slices)
     if mesh:
         recipe = replace(recipe, mesh=replace(recipe.mesh, **mesh))
+    if is_sample:
+        return _plan_sampling(recipe, Path(path), clip_recipe, is_exact, sampling)
     return _plan(recipe, Path(path), clip_recipe, is_exact)
 
 
-def _plan(recipe: Any, path: Path, clip_recipe: str | None, is_exact: bool) -> int:
+def _sampling_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--sampling.NAME VALUE`, and those as `--NAME VALUE`."""
+    rest: list[str] = []
+    sampling: list[str] = []
+    chosen = rest
+    for argument in arguments:
+        if argument.startswith("--"):
+            chosen = sampling if argument.startswith("--sampling.") else rest
+        chosen.append(argument.replace("--sampling.", "--", 1))
+    return rest, sampling
+
+
+def _prepare() -> None:
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # no TPU could read a program back
-    from unclip_jax.training.planning.plan import DoesNotFitError, find_remedy, make_plan
+
+
+def _plan_sampling(
+    recipe: Any, path: Path, clip_recipe: str | None, is_exact: bool, changes: list[str]
+) -> int:
+    _prepare()
+    from unclip_jax.generation.sampling import SamplingConfig
+    from unclip_jax.generation.sampling_plan import (
+        find_smaller,
+        make_sampling_plans,
+        sampling_plan_text,
+    )
+    from unclip_jax.training.planning.compiling import DoesNotFitError
+
+    default = SamplingConfig()
+    how = parse(SamplingConfig, changes, default=default, program="unclip plan --sample")
+    clip, topology = _clip(recipe, path, clip_recipe), recipe.mesh.topology
+    if topology is None:
+        raise UserError("mesh.topology is not set: name the chips with --topology v5e:16x16")
+    print(f"compiling the sampling of {path} for {topology} ...", flush=True)
+    try:
+        plans = make_sampling_plans(recipe, clip, how, topology, is_quick=not is_exact)
+    except DoesNotFitError as error:
+        print(f"does not fit: {error}; trying what needs less ...", flush=True)
+        found = find_smaller(recipe, clip, how, topology, lambda text: print(f"  {text}"))
+        if found is None:
+            print("nothing that was tried fits: take chips with more memory")
+            return 1
+        print("\n\n".join(map(sampling_plan_text, found[1])))
+        print(f"fits with: {found[0]}")
+        return 1
+    print("\n\n".join(map(sampling_plan_text, plans)))
+    return 0
+
+
+def _plan(recipe: Any, path: Path, clip_recipe: str | None, is_exact: bool) -> int:
+    _prepare()
+    from unclip_jax.training.planning.compiling import DoesNotFitError
+    from unclip_jax.training.planning.plan import find_remedy, make_plan
     from unclip_jax.training.planning.plan_text import plan_text
 
     clip = _clip(recipe, path, clip_recipe)

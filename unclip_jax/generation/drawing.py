@@ -32,7 +32,6 @@ class Request:
 class Link:
     """One stage on the way from text to picture."""
 
-    stage: str
     program: RowProgram
     reads: dict[str, str]
     """The program's rows, by their names among all rows on the way."""
@@ -75,9 +74,9 @@ def draw(
     while batch := list(islice(batches, 1 if at_once == "all" else ROUND)):
         states = [part for part, _ in batch]
         for link in links:
-            if link.stage not in told:
-                told.add(link.stage)
-                on_stage(link.stage)
+            if link.program.name not in told:
+                told.add(link.program.name)
+                on_stage(link.program.name)
             if at_once == "one":
                 jax.block_until_ready(states)  # until then the weights before are in use
                 runner.keep_only(link.program.stages)

@@ -46,7 +46,7 @@ def text_program(find: Find) -> RowProgram:
     def run(params: Any, rows: Rows) -> Array:
         return encode_caption(config, params["clip"], rows["tokens"]).embedding
 
-    return RowProgram("text", ("clip",), run)
+    return RowProgram("text", "text", ("clip",), run)
 
 
 def image_program(find: Find) -> RowProgram:
@@ -56,7 +56,7 @@ def image_program(find: Find) -> RowProgram:
     def run(params: Any, rows: Rows) -> Array:
         return encode_image(module, params["clip"], rows["image"])
 
-    return RowProgram("image", ("clip",), run)
+    return RowProgram("image", "image", ("clip",), run)
 
 
 def prior_program(find: Find, how: SamplingConfig, prior: str = "diffusion") -> RowProgram:
@@ -79,7 +79,7 @@ def prior_program(find: Find, how: SamplingConfig, prior: str = "diffusion") -> 
         return sample_embedding(draw, params[name], caption, keys, how.num_candidates)
 
     key = (name, how.prior, how.ar_prior, how.num_candidates)
-    return RowProgram(key, ("clip", name), run)
+    return RowProgram(name, key, ("clip", name), run)
 
 
 def decoder_program(find: Find, how: SamplingConfig, *, as_float: bool = False) -> RowProgram:
@@ -111,7 +111,8 @@ def decoder_program(find: Find, how: SamplingConfig, *, as_float: bool = False) 
 
     steered = (how.clip_guidance, how.classifier_guidance)
     names = ("clip", "decoder", *(guide.stage for guide in guides))
-    return RowProgram(("decoder", how.decoder, steered, as_float), names, run)
+    key = ("decoder", how.decoder, steered, as_float)
+    return RowProgram("decoder", key, names, run)
 
 
 def upsampler_program(
@@ -146,7 +147,8 @@ def upsampler_program(
         return run_in_groups(upsample, rows, how.upsample_batch_size)
 
     names = (name, f"{name}_last") if has_last else (name,)
-    return RowProgram((name, config, tiling, how.upsample_batch_size, as_float), names, run)
+    key = (name, config, tiling, how.upsample_batch_size, as_float)
+    return RowProgram(name, key, names, run)
 
 
 def _clip_config(find: Find) -> CLIPConfig:

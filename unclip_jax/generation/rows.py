@@ -26,6 +26,8 @@ Rows = dict[str, Any]
 class RowProgram:
     """A pure function of rows, and the stages whose weights it reads."""
 
+    name: str
+    """Of the stage, for people."""
     key: Hashable
     """Names what is computed: programs with equal keys, and rows of equal shapes, are the same."""
     stages: tuple[str, ...]
@@ -63,7 +65,8 @@ class RowRunner:
         key = (program.key, shapes, self.mesh)
         if key not in self._compiled:
             began = time.monotonic()
-            self._compiled[key] = lower_rows(program, self.mesh, params, rows).compile()
+            lowered = trace_rows(program, self.mesh, params, rows).lower()
+            self._compiled[key] = lowered.compile()
             self.compile_seconds += time.monotonic() - began
         return self._compiled[key](params, rows)
 
@@ -93,8 +96,8 @@ class RowRunner:
         return {name: self._placed[name] for name in stages}
 
 
-def lower_rows(program: RowProgram, mesh: Mesh, params: Any, rows: Rows) -> Any:
-    """The program of one device for its part of `rows`, lowered for all devices of `mesh`.
+def trace_rows(program: RowProgram, mesh: Mesh, params: Any, rows: Rows) -> Any:
+    """The program of one device for its part of `rows`, on all devices of `mesh`, to be lowered.
 
     Args:
         params, rows: arrays, or their shapes with shardings.
@@ -103,7 +106,7 @@ def lower_rows(program: RowProgram, mesh: Mesh, params: Any, rows: Rows) -> Any:
     local = jax.shard_map(
         program.run, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
     )
-    return jax.jit(local).lower(params, rows)
+    return jax.jit(local).trace(params, rows)
 
 
 def micro_batches(rows: Rows, size: int) -> Iterator[tuple[Rows, int]]:

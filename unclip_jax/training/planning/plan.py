@@ -8,12 +8,9 @@ nothing else in the way.
 from __future__ import annotations
 
 import math
-import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,16 +20,12 @@ from unclip_jax.errors import UserError
 from unclip_jax.training.planning.abstract_inputs import abstract_batch, abstract_inputs
 from unclip_jax.training.planning.chips import Chip, chip_of, topology_devices
 from unclip_jax.training.planning.compiled import ProgramText, read_program
+from unclip_jax.training.planning.compiling import DoesNotFitError, compile_for_chips
 from unclip_jax.training.planning.work import step_flops, with_fields
 from unclip_jax.training.program import Program, make_program
 from unclip_jax.training.recipe import Recipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.sharding import batch_sharding, make_mesh
-
-QUICK = {"xla_optimization_level": "EFFORT_O0"}
-"""Compiler options of a plan: a tenth of the time, for a program that needs rather more memory."""
-_NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -137,22 +130,12 @@ class Plan:
         return self.slices > 1 and group != self.mesh["fsdp"]
 
 
-class DoesNotFitError(UserError):
-    """The compiler's word that a chip has too little memory."""
-
-    def __init__(self, needed: float, capacity: float) -> None:
-        self.needed, self.capacity = needed, capacity
-        super().__init__(
-            f"a chip would need {needed / 2**30:.1f} GiB and has {capacity / 2**30:.1f} GiB"
-        )
-
-
 def make_plan(recipe: Recipe, clip: CLIPRecipe | None, *, is_quick: bool = True) -> Plan:
     """Compile the train step of `recipe` for `recipe.mesh.topology`.
 
     Args:
         clip: recipe of the frozen CLIP; None for a stage without one.
-        is_quick: with `QUICK`; else as training compiles, which can take twenty minutes.
+        is_quick: see `compile_for_chips`; as training compiles can take twenty minutes.
     Raises:
         DoesNotFitError: the chip's memory is too small.
         UserError: a topology, mesh or batch that do not go together.
@@ -166,7 +149,7 @@ def make_plan(recipe: Recipe, clip: CLIPRecipe | None, *, is_quick: bool = True)
     program = make_program(recipe, inputs, mesh)
     batch = abstract_batch(recipe, inputs, batch_sharding(mesh))
     began = time.monotonic()
-    compiled, text = _compile(program, batch, mesh, QUICK if is_quick else {})
+    compiled, text = compile_for_chips(_lower(program, batch, mesh), is_quick=is_quick)
     seconds = time.monotonic() - began
     found = compiled.memory_analysis()
     state = program.abstract_state
@@ -236,27 +219,12 @@ def find_remedy(
     return None
 
 
-def _compile(program: Program, batch: Any, mesh: Mesh, options: dict[str, str]) -> tuple[Any, str]:
-    """The compiled step, and its text."""
+def _lower(program: Program, batch: Any, mesh: Mesh) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as dump:
-        lowered = program.step.trace(  # pyright: ignore[reportFunctionMemberAccess]
+    with jax.set_mesh(mesh):
+        return program.step.trace(  # pyright: ignore[reportFunctionMemberAccess]
             program.abstract_state, program.abstract_frozen, batch, key
         ).lower(lowering_platforms=("tpu",))
-        try:
-            # `as_text` fails on the transfers of a v5p or a v6e; the compiler's own file has them.
-            compiled = lowered.compile(
-                compiler_options={**options, "xla_dump_to": dump, "xla_dump_hlo_as_text": True}
-            )
-            (path,) = Path(dump).glob("*.after_optimizations.txt")
-            return compiled, path.read_text(encoding="utf-8")
-        except jax.errors.JaxRuntimeError as error:
-            if needs := _NEEDS.search(str(error)):
-                used, unit, limit, limit_unit = needs.groups()
-                raise DoesNotFitError(
-                    float(used) * _UNITS[unit], float(limit) * _UNITS[limit_unit]
-                ) from error
-            raise
 
 
 def _tree_bytes(tree: Any) -> int:

@@ -20,14 +20,14 @@ def _memory(plan: Plan) -> str:
     memory = plan.memory
     how = "an upper bound, see --exact" if plan.is_quick else "as training compiles"
     rows = {
-        "parameters": _size(memory.parameters),
-        "their average": _size(memory.average),
-        "optimiser": _size(memory.optimizer),
-        "frozen CLIP": _size(memory.frozen),
-        "batch": _size(memory.batch),
-        "temporaries": f"{_size(memory.temporaries)}, with gradients {_size(memory.gradients)}",
-        "program": _size(memory.code),
-        "in all": f"{_size(memory.total)} of {memory.capacity / 1e9:.2f} GB: it fits, "
+        "parameters": size_text(memory.parameters),
+        "their average": size_text(memory.average),
+        "optimiser": size_text(memory.optimizer),
+        "frozen CLIP": size_text(memory.frozen),
+        "batch": size_text(memory.batch),
+        "temporaries": f"{size_text(memory.temporaries)}, with gradients {size_text(memory.gradients)}",
+        "program": size_text(memory.code),
+        "in all": f"{size_text(memory.total)} of {memory.capacity / 1e9:.2f} GB: it fits, "
         f"{1 - memory.total / memory.capacity:.0%} free",
     }
     lines = [f"  {name:14} {text}" for name, text in rows.items()]
@@ -50,7 +50,7 @@ def _work(plan: Plan) -> str:
     for row in program.collectives:
         lines.append(
             f"  {row.kind} {row.dtype} among {row.group}: {row.count} times, largest "
-            f"{_size(row.largest)}, received {_size(row.received)}"
+            f"{size_text(row.largest)}, received {size_text(row.received)}"
         )
     return "\n".join(lines)
 
@@ -78,5 +78,6 @@ def _floors(plan: Plan) -> str:
     )
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
+    """Bytes in GB, or MB where there are few."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
