@@ -25,7 +25,8 @@ def _memory(plan: Plan) -> str:
         "optimiser": size_text(memory.optimizer),
         "frozen CLIP": size_text(memory.frozen),
         "batch": size_text(memory.batch),
-        "temporaries": f"{size_text(memory.temporaries)}, with gradients {size_text(memory.gradients)}",
+        "temporaries": size_text(memory.temporaries)
+        + f", with gradients {size_text(memory.gradients)}",
         "program": size_text(memory.code),
         "in all": f"{size_text(memory.total)} of {memory.capacity / 1e9:.2f} GB: it fits, "
         f"{1 - memory.total / memory.capacity:.0%} free",
