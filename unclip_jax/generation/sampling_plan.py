@@ -66,6 +66,9 @@ class SamplingPlan:
     """Of a device and micro-batch."""
     weights: int
     """Bytes on every device: of the stage and of the CLIP that it reads, kernels as exported."""
+    weights_read: int
+    """Bytes of weights that a micro-batch reads at least: once, and for every code of an
+    autoregressive prior, which draws one after the other."""
     temporaries: int
     others: int
     """Bytes of rows, results and code."""
@@ -93,7 +96,8 @@ class SamplingPlan:
     @property
     def floor(self) -> float:
         """Seconds a micro-batch. A quick program is hardly fused: its bytes are no floor."""
-        return self.compute_floor if self.is_quick else max(self.compute_floor, self.memory_floor)
+        floor = max(self.compute_floor, self.weights_read / self.chip.memory_bandwidth)
+        return floor if self.is_quick else max(floor, self.memory_floor)
 
     @property
     def rows_per_second(self) -> float:
@@ -184,7 +188,9 @@ def make_sampling_plans(
         lowered = trace_rows(program, mesh, placed, rows).lower(lowering_platforms=("tpu",))
         compiled, text = compile_for_chips(lowered, is_quick=is_quick)
         memory = compiled.memory_analysis()
-        weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
+        weights = again = _bytes(params)
+        if isinstance(recipe, ARPriorRecipe):
+            again += (recipe.model.components - 1) * _bytes(params["ar_prior"]["transformer"])
         plans.append(
             SamplingPlan(
                 name=program.name,
@@ -193,6 +199,7 @@ def make_sampling_plans(
                 devices=len(devices),
                 rows=how.batch_size,
                 weights=weights,
+                weights_read=again,
                 temporaries=memory.temp_size_in_bytes,
                 others=memory.output_size_in_bytes + memory.generated_code_size_in_bytes,
                 flops=forward_flops(program.run, params, _rows(row, how.batch_size)),
@@ -248,7 +255,10 @@ def sampling_plan_text(plan: SamplingPlan) -> str:
         f"  {program.bytes_moved:.3e} bytes of HBM" + (", before fusion" if plan.is_quick else ""),
         f"  {len(program.collectives) or 'no'} kinds of transfers between devices",
         f"floors at the published rates of {chip.name}",
-        f"  compute {plan.compute_floor:.3g} s, memory {plan.memory_floor:.3g} s"
+        (
+            f"  compute {plan.compute_floor:.3g} s, HBM for weights alone "
+            f"{plan.weights_read / chip.memory_bandwidth:.3g} s, for all {plan.memory_floor:.3g} s"
+        )
         + (" before fusion, left out" if plan.is_quick else ""),
         (
             f"  at most {plan.rows_per_second:,.1f} rows a second on {plan.devices} devices, "
@@ -282,6 +292,10 @@ def _rows(row: dict[str, Any], count: int, sharding: Any = None) -> dict[str, An
     """`count` rows of these shapes, with `is_real`."""
     row = {**row, "is_real": jax.ShapeDtypeStruct((), jnp.bool)}
     return {name: _shape(leaf, (count, *leaf.shape), sharding) for name, leaf in row.items()}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _shape(leaf: Any, shape: tuple[int, ...], sharding: Any) -> jax.ShapeDtypeStruct:
