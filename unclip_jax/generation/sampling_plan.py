@@ -44,9 +44,8 @@ from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.recipes.decoder import DecoderRecipe
 from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
-from unclip_jax.training.sharding import path_name
 from unclip_jax.training.stages import init_params
-from unclip_jax.training.weights import Stage
+from unclip_jax.training.weights import Stage, exported_shapes
 
 _PRIOR_OF = {"PriorRecipe": "diffusion", "ARPriorRecipe": "ar"} | {
     "LinearPriorRecipe": "linear",
@@ -271,12 +270,7 @@ def sampling_plan_text(plan: SamplingPlan) -> str:
 
 def _stage(recipe: Any, clip: CLIPRecipe | None) -> Stage:
     """The stage as shapes; what a prior was fitted with is zeros."""
-    params = jax.eval_shape(lambda: init_params(recipe, jax.random.key(0)))
-
-    def stored(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        is_kernel = path_name(path).endswith("/kernel")
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if is_kernel else leaf.dtype)
-
+    params = exported_shapes(jax.eval_shape(lambda: init_params(recipe, jax.random.key(0))))
     tokenizer = None if clip is None else clip_tokenizer(clip.model.context_length)
     codes = statistics = None
     if isinstance(recipe, ARPriorRecipe):
@@ -284,7 +278,6 @@ def _stage(recipe: Any, clip: CLIPRecipe | None) -> Stage:
     if isinstance(recipe, PriorRecipe) and recipe.model.is_whitened:
         width = recipe.model.embedding_width
         statistics = EmbeddingStatistics(np.zeros(width, np.float32), np.ones(width, np.float32))
-    params = jax.tree_util.tree_map_with_path(stored, params)
     return Stage(recipe, params, tokenizer, 0, "", codes, None, statistics)
 
 

@@ -58,7 +58,7 @@ class Inputs:
     tokenizer: Tokenizer | None
     """None for an upsampler and a classifier, which read no captions."""
     clip: Stage | None = None
-    """The frozen CLIP of a prior or a decoder."""
+    """The frozen CLIP of a prior or a decoder, on the host."""
     store: EmbeddingStore | None = None
     """Embeddings of the pictures, if the recipe names a store."""
     codes: EmbeddingCodes | None = None
@@ -105,7 +105,7 @@ def open_inputs(recipe: Recipe, workdir: Path) -> Inputs:
 def _open_on_clip(
     recipe: AnyPriorRecipe | DecoderRecipe, workdir: Path, saved_clip: str | None
 ) -> Inputs:
-    clip = load_clip(recipe.clip)
+    clip = load_clip(recipe.clip, as_stored=True)
     check_fits_clip(recipe, clip)
     if saved_clip is not None and saved_clip != clip.clip_id:
         raise UserError(
@@ -143,7 +143,7 @@ def _open_codes(
         codes = load_codes(Path(recipe.codes).expanduser(), recipe.model)
     else:
         assert isinstance(clip.recipe, CLIPRecipe) and source is not None
-        model, params = clip.recipe.model, clip.params
+        model, params = clip.recipe.model, jax.device_put(clip.params)
         codes = fit_codes_on_data(model, params, clip.tokenizer, source, recipe.data, recipe.fit)
     if jax.process_index() == 0:
         save_codes(codes, workdir / FILE)

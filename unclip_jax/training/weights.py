@@ -135,12 +135,12 @@ def shipped_model(name: str | Path) -> Path | None:
     return Path(str(resources.files("unclip_jax"))) / "assets" / "models" / str(name)
 
 
-def load_clip(source: str | Path) -> Stage:
+def load_clip(source: str | Path, *, as_stored: bool = False) -> Stage:
     """As `load_stage`, for a CLIP; the name of a shipped model stands for its CLIP."""
     model = shipped_model(source)
     if model is not None and not model.is_dir():
         raise UserError(missing_model(str(source)))
-    return load_stage(source if model is None else model / "clip")
+    return load_stage(source if model is None else model / "clip", as_stored=as_stored)
 
 
 def read_clip_recipe(source: str | Path) -> Recipe | None:
@@ -163,8 +163,8 @@ def load_stage(path: str | Path, *, as_stored: bool = False) -> Stage:
     """A stage from an exported folder or from the newest checkpoint of a run folder.
 
     Args:
-        as_stored: on the host, kernels in the dtype of the file: what sampling needs, with half the
-            memory for a file in bfloat16. Otherwise float32, on the first device.
+        as_stored: on the host, kernels in the dtype of the file: what a frozen stage needs, with
+            half the memory for a file in bfloat16. Otherwise float32, on the first device.
     Raises:
         UserError: nothing there, or weights that do not fit the config; names the path.
     """
@@ -214,6 +214,20 @@ def load_stage(path: str | Path, *, as_stored: bool = False) -> Stage:
     return Stage(recipe, params, tokenizer, step, clip_id, codes, norms, statistics)
 
 
+def exported_shapes(abstract: Any) -> Any:
+    """Parameters as a frozen stage holds them that was exported in bfloat16."""
+
+    def shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, "bfloat16" if _is_kernel(path) else leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(shape, abstract)
+
+
+def _is_kernel(path: Any) -> bool:
+    """Layers cast their kernels to the compute dtype, and nothing else."""
+    return path_name(path).endswith("/kernel")
+
+
 def _score_norms(folder: Path, recipe: Recipe, step: int) -> np.ndarray | None:
     if not isinstance(recipe, PriorRecipe):
         return None
@@ -250,9 +264,7 @@ def _read_safetensors(path: Path, abstract: Any, *, as_stored: bool) -> Any:
 
             def read(place: Any, _: Any) -> Any:
                 array = file.get_tensor(path_name(place))
-                # Layers cast their kernels to the compute dtype; nothing else is cast.
-                is_kernel = path_name(place).endswith("/kernel")
-                if as_stored and is_kernel and array.dtype == ml_dtypes.bfloat16:
+                if as_stored and _is_kernel(place) and array.dtype == ml_dtypes.bfloat16:
                     return array
                 array = array.astype(np.float32)
                 return array if as_stored else jax.numpy.asarray(array)

@@ -19,7 +19,7 @@ from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 from unclip_jax.training.stages import init_params
-from unclip_jax.training.weights import Stage
+from unclip_jax.training.weights import Stage, exported_shapes
 
 
 def abstract_inputs(recipe: Recipe, clip: CLIPRecipe | None) -> Inputs:
@@ -37,7 +37,7 @@ def abstract_inputs(recipe: Recipe, clip: CLIPRecipe | None) -> Inputs:
             f"{recipe.clip} is not here, and the program holds its CLIP: name its recipe with "
             "--clip-recipe configs/dalle2/clip.py"
         )
-    params = jax.eval_shape(lambda key: init_params(clip, key), jax.random.key(0))
+    params = exported_shapes(jax.eval_shape(lambda key: init_params(clip, key), jax.random.key(0)))
     stage = Stage(clip, params, None, 0, "")
     check_fits_clip(recipe, stage)
     tokenizer = clip_tokenizer(clip.model.context_length)  # any will do for the shape of a caption
