@@ -54,6 +54,8 @@ def join_hosts() -> None:
         return
     import jax
 
+    # It would take SIGTERM for itself: from here until training listens, the signal ends nothing.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:

@@ -66,11 +66,15 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 class Progress:
-    """One line that moves on a terminal, plain lines elsewhere, both on standard error."""
+    """One line that moves on a terminal, plain lines elsewhere, both on standard error.
 
-    def __init__(self, start: int, steps: int) -> None:
-        self._steps, self._bar = steps, None
-        if sys.stderr.isatty():
+    Args:
+        is_silent: say nothing: another process speaks.
+    """
+
+    def __init__(self, start: int, steps: int, *, is_silent: bool = False) -> None:
+        self._steps, self._bar, self._is_silent = steps, None, is_silent
+        if sys.stderr.isatty() and not is_silent:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -89,7 +93,7 @@ class Progress:
         """A line of its own."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
-        else:
+        elif not self._is_silent:
             print(text, file=sys.stderr, flush=True)
 
     def update(self, step: int, values: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ from unclip_jax.training.objectives import Gradient, Objective
 from unclip_jax.training.objectives.clip import make_clip_objective
 from unclip_jax.training.objectives.steering import make_noised_clip_objective
 from unclip_jax.training.optim import make_optimizer
+from unclip_jax.training.processes import place
 from unclip_jax.training.recipe import Recipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
 from unclip_jax.training.recipes.noised_clip import NoisedCLIPRecipe
@@ -39,7 +40,7 @@ class Program:
     init: Callable[[Array], TrainState]
     """From a key, each device making only what it keeps."""
     step: Step
-    """Donates the state."""
+    """Donates the state. Called with `jax.set_mesh(mesh)`."""
     abstract_state: Any
     """Shapes with their shardings."""
     abstract_frozen: Any
@@ -49,7 +50,7 @@ class Program:
 
     def place_frozen(self) -> Any:
         """The frozen arrays where the step takes them."""
-        return jax.device_put(self.frozen, jax.tree.map(lambda x: x.sharding, self.abstract_frozen))
+        return place(self.frozen, jax.tree.map(lambda x: x.sharding, self.abstract_frozen))
 
 
 def make_program(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> Program:

@@ -21,6 +21,7 @@ class StepLog:
     """Reads the metrics of a step only after the next one was dispatched: no device waits.
 
     Args:
+        writer: None writes nothing: another process does.
         start: the step that the run continues from.
         flops: operations of the model in a step, over all devices; None does not say.
         peak: operations a second that one device can do; None does not say.
@@ -29,7 +30,7 @@ class StepLog:
     def __init__(
         self,
         recipe: Recipe,
-        writer: MetricWriter,
+        writer: MetricWriter | None,
         progress: Progress,
         bad: BadRecords,
         start: int,
@@ -74,7 +75,7 @@ class StepLog:
             values |= self._speeds(now - self._since[0], step - self._since[1])
         self._since, self._aside = (now, step), 0.0
         # A resumed run writes the lines of an uninterrupted one, so not its own first step.
-        if is_due and jax.process_index() == 0:
+        if is_due and self._writer is not None:
             self._writer.write(step, {**values, "skipped_pictures": self._bad.count})
             self._progress.update(step, values)
 
