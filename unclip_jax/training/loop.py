@@ -33,6 +33,7 @@ from unclip_jax.training.processes import (
     from_first,
     gather,
     is_first,
+    place_rows,
     together,
 )
 from unclip_jax.training.profile import Profile
@@ -40,7 +41,6 @@ from unclip_jax.training.program import Program, make_program
 from unclip_jax.training.recipe import Recipe, recipe_to_json
 from unclip_jax.training.run_folder import write_description
 from unclip_jax.training.sharding import (
-    batch_sharding,
     make_mesh,
     placement_table,
     placements,
@@ -130,10 +130,7 @@ class _Run:
                 with log.aside():
                     rows = next(batches)
                 with jax.transfer_guard("disallow"), jax.set_mesh(mesh):
-                    batch = {
-                        name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
-                        for name, array in rows.items()
-                    }
+                    batch = place_rows(rows, mesh)
                     with profile.step(step):
                         state, metrics = self.program.step(state, frozen, batch, step_key)
                     stopped_by = agreement.exchange(

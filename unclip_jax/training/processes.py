@@ -91,7 +91,7 @@ class Agreement:
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._rows = batch_sharding(mesh)
+        self._mesh = mesh
         self._largest = jax.jit(lambda told: told.max(axis=0), out_shardings=replicated(mesh))
         self._pending: list[Array] = []
 
@@ -114,8 +114,7 @@ class Agreement:
             return signal_number
         mine = (signal_number or 0, 0 if failure is None else jax.process_index() + 1)
         rows = np.tile(np.array(mine, np.int32), (jax.local_device_count(), 1))
-        told = jax.make_array_from_process_local_data(self._rows, rows)
-        self._pending.append(self._largest(told))
+        self._pending.append(self._largest(place_rows({"told": rows}, self._mesh)["told"]))
         heard = np.zeros(2, np.int32)
         while len(self._pending) > (0 if now else 1):
             heard = np.maximum(heard, jax.device_get(self._pending.pop(0)))
@@ -134,6 +133,17 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(shards, tree, shardings)
+
+
+def place_rows(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """This process's rows of each array as its part of the global one, split over all of `mesh`."""
+    # A transfer that is asked for; JAX calls it implicit where there are several processes.
+    with jax.transfer_guard("allow"):
+        sharding = batch_sharding(mesh)
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in rows.items()
+        }
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
