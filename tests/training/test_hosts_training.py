@@ -22,8 +22,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from tests.training import toys
+from unclip_jax.training import loop
 from unclip_jax.training.checkpoint import latest_step
-from unclip_jax.training.loop import train
 from unclip_jax.training.step_log import SPEEDS
 from unclip_jax.training.weights import flatten
 
@@ -39,7 +39,7 @@ class Hosts:
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder, self.repository = folder, repository
         toys.write_pictures(folder / "pictures")
-        train(toys.on_folder("clip", folder, 1), folder / "clip")
+        loop.train(toys.on_folder("clip", folder, 1), folder / "clip")
 
     def start(
         self, name: str, *overrides: str, processes: int = 2, fail_at: int | None = None
@@ -181,3 +181,13 @@ def test_a_signal_to_one_stops_both_and_the_same_command_continues(hosts: Hosts)
     # Nothing of a step with rows that were not read is kept.
     assert [row["step"] for row in hosts.rows("killed")] == [*range(1, step + 5)]
     assert latest_step(hosts.folder / "killed") == step
+
+
+def test_a_step_that_moves_data_unasked_is_an_error(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were not placed on the device before the step."""
+    monkeypatch.setattr(loop, "place_rows", lambda rows, mesh: rows)
+    recipe = toys.on_folder("linear_prior", hosts.folder, 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        loop.train(recipe, hosts.folder / "unplaced")

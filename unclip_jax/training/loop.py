@@ -116,7 +116,8 @@ class _Run:
         batches = SharedBatches(open_batches(recipe, self.inputs, bad, start))
         self._announce()
         frozen = self.program.place_frozen()
-        log = self._open_log(bad, start, stack)
+        with together():
+            log = self._open_log(bad, start, stack)
         profile = Profile(self.workdir / "profile", recipe.log.profile_steps)
         stack.callback(profile.close)
         agreement = Agreement(mesh)

@@ -116,7 +116,7 @@ class Agreement:
         rows = np.tile(np.array(mine, np.int32), (jax.local_device_count(), 1))
         self._pending.append(self._largest(place_rows({"told": rows}, self._mesh)["told"]))
         heard = np.zeros(2, np.int32)
-        while len(self._pending) > (0 if now else 1):
+        while len(self._pending) > (0 if now or heard[0] else 1):  # who stops saves: as `now`
             heard = np.maximum(heard, jax.device_get(self._pending.pop(0)))
         if heard[1]:
             raise failure or _elsewhere(int(heard[1]) - 1)
