@@ -76,11 +76,10 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         if is_first():
             write_description(recipe, workdir, inputs.tokenizer, inputs.clip_id)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(workdir, keep=recipe.checkpoint.keep))
-        )
+        checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
         start = from_first(checkpoints.latest_step() or 0)
         if start >= recipe.steps:
+            checkpoints.close()
             if is_first():
                 print(f"{workdir} has all its {start} steps; give more --steps to go on")
             return start, None
@@ -108,6 +107,7 @@ class _Run:
         """From step `start` on; the step that was reached, and the signal that ended the run."""
         recipe, mesh = self.recipe, self.program.mesh
         state, step_key = self._begin(start)
+        stack.callback(self.checkpoints.close)  # not after a failed restore, which Orbax still ends
         bad = BadRecords(
             self.workdir / "skipped.jsonl",
             recipe.data.max_bad_fraction,
