@@ -162,6 +162,8 @@ def test_a_plan(readme: str, folder: Path) -> None:
         pytest.skip("the TPU's compiler is not installed")
     said = _run(folder, _one(readme, "python -m unclip_jax plan")).stdout
     assert "it fits" in said and "pictures/s" in said
+    said = _run(folder, _one(readme, "python -m unclip_jax plan") + " --sample").stdout
+    assert said.count("it fits") == 2 and "rows a second" in said  # captions and pictures
 
 
 def test_looking_at_the_data(readme: str, folder: Path) -> None:
