@@ -61,9 +61,18 @@ def _gather(weight: Array) -> Array:
     return jax.lax.with_sharding_constraint(whole, PartitionSpec())
 
 
-# The constraint's own transpose would ask for the whole gradient on every device, an all-reduce
-# over all of them. Left alone, each shard's sum goes only to the devices that keep it.
-_gather.defvjp(lambda weight: (_gather(weight), None), lambda _, gradient: (gradient,))
+def _scatter(_: None, gradient: Array) -> tuple[Array]:
+    # The constraint's own transpose, behind a barrier, would have every device receive the whole
+    # gradient. With two axes XLA scatters it over one and sums the parts over the other if nothing
+    # is asked; with one it would pass slices of the product around a ring, but it finds a scatter
+    # in a sum of which each device takes a part.
+    mesh = jax.sharding.get_abstract_mesh()
+    if max(mesh.shape.values()) == mesh.size:
+        gradient = jax.lax.with_sharding_constraint(gradient, PartitionSpec())
+    return (gradient,)
+
+
+_gather.defvjp(lambda weight: (_gather(weight), None), _scatter)
 
 
 def rematerialized(block: type[Block], remat: Remat, *, is_scanned: bool = False) -> type[Block]:
