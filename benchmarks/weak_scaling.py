@@ -51,9 +51,7 @@ CASES = [
     Case(128, "v5e:8x16"),
     Case(256, "v5e:16x16"),
     Case(1024, "v5e:16x16", slices=4),
-    Case(256, "v5e:16x16", fsdp=256),
     Case(256, "v5e:16x16", batch=1),
-    Case(1024, "v5e:16x16", slices=4, batch=1),
 ]
 
 
