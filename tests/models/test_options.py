@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax import Array
 
-from tests.models.networks import CLIP_CONFIG, DECODER, UNET, Network, draw
+from tests.models.networks import (
+    CLIP_CONFIG,
+    DECODER,
+    SMALL_UNET,
+    UNET,
+    Network,
+    draw,
+    random_params,
+)
 from unclip_jax.errors import UserError
+from unclip_jax.models.classifier import Classifier, ClassifierConfig
+from unclip_jax.models.layers import Remat
 from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.models.unet import UNet, depth_to_space, space_to_depth
 
@@ -82,3 +96,51 @@ def test_other_wrong_shapes_are_refused() -> None:
         replace(CLIP_CONFIG, patch_size=3)
     with pytest.raises(UserError, match="context_width"):
         replace(DECODER, unet=replace(UNET, context_width=16))
+
+
+REMAT: tuple[Remat, ...] = ("none", "block", "dots")
+INPUTS = (draw(1, 2, 4, 4, 3), np.array([3, 500], np.int32))
+
+
+def with_remat(name: str, remat: Remat) -> nn.Module:
+    """The smallest U-Net or classifier, with attention at its only level."""
+    if name == "unet":
+        return UNet(replace(SMALL_UNET, remat=remat))
+    encoder = replace(SMALL_UNET, context_width=None, remat=remat)
+    return Classifier(ClassifierConfig(num_classes=3, encoder=encoder))
+
+
+def gradient_of(module: nn.Module) -> Any:
+    inputs: Any = INPUTS
+    if isinstance(module, UNet):
+        inputs = (*INPUTS, draw(6, 2, 32), draw(7, 2, 3, 8))
+
+    def loss(params: Any) -> Array:
+        return jnp.sum(jnp.sin(module.apply({"params": params}, *inputs)))  # type: ignore[arg-type]
+
+    return jax.grad(loss), random_params(module, *inputs)
+
+
+def test_every_remat_of_the_unet_has_the_gradient_of_none() -> None:
+    found = {}
+    for remat in REMAT:
+        gradient, params = gradient_of(with_remat("unet", remat))
+        tree = jax.jit(gradient)(params)
+        found[remat] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    scale = np.linalg.norm(found["none"])
+    for remat in ("block", "dots"):
+        assert np.linalg.norm(found[remat] - found["none"]) < 1e-6 * scale
+
+
+@pytest.mark.parametrize(("name", "attentions"), [("unet", 4), ("classifier", 2)])
+def test_dots_computes_attentions_own_products_again(name: str, attentions: int) -> None:
+    """Counted in the gradient's program: convolutions, matrix products, SiLUs."""
+    counts = {}
+    for remat in REMAT:
+        gradient, params = gradient_of(with_remat(name, remat))
+        text = str(jax.make_jaxpr(gradient)(params))
+        words = ("conv_general_dilated[", "dot_general[", "logistic ")
+        counts[remat] = np.array([text.count(f"= {word}") for word in words])
+    convolutions, products, activations = counts["dots"] - counts["none"]
+    assert convolutions == 0 and products == 2 * attentions and activations > 0
+    assert (counts["block"] - counts["none"])[:2].min() > 0

@@ -307,12 +307,6 @@ def test_remat_changes_neither_values_nor_gradients(remat: str) -> None:
     assert_same_gradients(plain, saving, params, x, None)
 
 
-def test_remat_of_the_unet_changes_neither_values_nor_gradients() -> None:
-    plain, saving = UNet(SMALL_UNET), UNet(replace(SMALL_UNET, remat="block"))
-    inputs = (draw(1, 2, 4, 4, 3), T[:2], draw(6, 2, 32), draw(7, 2, 3, 8))
-    assert_same_gradients(plain, saving, random_params(plain, *inputs), *inputs)
-
-
 def test_dropout_acts_in_training_only() -> None:
     tower, x = Transformer(replace(VISION, dropout=0.5)), draw(8, 2, 5, 16)
     params = {"params": random_params(tower, x)}

@@ -13,7 +13,14 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.layers import Conv, Dense, attention, group_norm, timestep_embedding
+from unclip_jax.models.layers import (
+    Conv,
+    Dense,
+    attention,
+    group_norm,
+    rematerialized,
+    timestep_embedding,
+)
 from unclip_jax.models.unet import AttentionBlock, ResBlock, UNetConfig, space_to_depth
 
 
@@ -71,8 +78,8 @@ class Classifier(nn.Module):
             [B, num_classes] float32.
         """
         c, dtype = self.config.encoder, jnp.dtype(self.config.encoder.dtype)
-        res_block = nn.remat(ResBlock) if c.remat == "block" else ResBlock
-        attention_block = nn.remat(AttentionBlock) if c.remat == "block" else AttentionBlock
+        res_block = rematerialized(ResBlock, c.remat)
+        attention_block = rematerialized(AttentionBlock, c.remat)
         levels = len(c.channel_mult)
 
         def residual(name: str, width: int, h: Array, resample: str | None = None) -> Array:

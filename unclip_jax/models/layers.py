@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax.sharding import AxisType, PartitionSpec
 Activation = Literal["gelu", "quick_gelu"]
 Attention = Literal["xla", "cudnn"]
 Remat = Literal["none", "block", "dots"]
+Block = TypeVar("Block", bound=nn.Module)
 
 EPSILON = 1e-5
 
@@ -50,15 +51,52 @@ def gather_weights(*arrays: Any, dtype: Any = None, inexact: bool = True) -> lis
     is_alone = mesh.empty or mesh.size == 1
     if is_alone or AxisType.Manual in mesh.axis_types:  # or in a device's own part
         return [inputs, *weights]
+    return [inputs, *(None if weight is None else _gather(weight) for weight in weights)]
 
-    def whole(weight: Array | None) -> Array | None:
-        if weight is None:
-            return None
-        # Without the barrier the constraint spreads to the float32 weight, twice the bytes.
-        cast = jax.lax.optimization_barrier(weight)
-        return jax.lax.with_sharding_constraint(cast, PartitionSpec())
 
-    return [inputs, *map(whole, weights)]
+@jax.custom_vjp
+def _gather(weight: Array) -> Array:
+    # Without the barrier the constraint spreads to the float32 weight, twice the bytes.
+    whole = jax.lax.optimization_barrier(weight)
+    return jax.lax.with_sharding_constraint(whole, PartitionSpec())
+
+
+def _scatter(_: None, gradient: Array) -> tuple[Array]:
+    # The constraint's own transpose, behind a barrier, would have every device receive the whole
+    # gradient. With two axes XLA scatters it over one and sums the parts over the other if nothing
+    # is asked; with one it would pass slices of the product around a ring, but it finds a scatter
+    # in a sum of which each device takes a part.
+    mesh = jax.sharding.get_abstract_mesh()
+    if max(mesh.shape.values()) == mesh.size:
+        gradient = jax.lax.with_sharding_constraint(gradient, PartitionSpec())
+    return (gradient,)
+
+
+_gather.defvjp(lambda weight: (_gather(weight), None), _scatter)
+
+
+def rematerialized(block: type[Block], remat: Remat, *, is_scanned: bool = False) -> type[Block]:
+    """The block, with what its backward pass computes again instead of keeping it.
+
+    'block' keeps only the inputs. 'dots' keeps the results of convolutions and of matrix products
+    with weights; attention's own products, whose logits grow with the positions squared, are
+    computed again with everything else.
+
+    Args:
+        is_scanned: the block is the body of an `nn.scan`, where nothing can be merged anyway.
+    """
+    if remat == "none":
+        return block
+    policy = _keeps if remat == "dots" else None
+    return nn.remat(block, prevent_cse=not is_scanned, policy=policy)
+
+
+def _keeps(primitive: Any, *arrays: Any, **parameters: Any) -> bool:
+    """A policy of `jax.checkpoint`; JAX's own have no convolutions."""
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    keeps = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return bool(keeps(primitive, *arrays, **parameters))
 
 
 class Dense(nn.Dense):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -24,6 +23,7 @@ from unclip_jax.models.layers import (
     activation,
     attention,
     layer_norm,
+    rematerialized,
 )
 
 
@@ -104,14 +104,8 @@ class Transformer(nn.Module):
             [B, T, width], compute dtype.
         """
         c = self.config
-        block = Block
-        if c.remat == "block":
-            block = nn.remat(Block, prevent_cse=False)
-        elif c.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            block = nn.remat(Block, prevent_cse=False, policy=policy)
         scan = nn.scan(
-            block,
+            rematerialized(Block, c.remat, is_scanned=True),
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

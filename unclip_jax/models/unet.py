@@ -20,8 +20,10 @@ from unclip_jax.models.layers import (
     Attention,
     Conv,
     Dense,
+    Remat,
     attention,
     group_norm,
+    rematerialized,
     timestep_embedding,
 )
 
@@ -60,8 +62,9 @@ class UNetConfig:
     dropout: float = 0.0
     dtype: Dtype = "float32"
     """Compute dtype; parameters stay float32."""
-    remat: Literal["none", "block"] = "none"
-    """'block' computes each block again in the backward pass instead of keeping its insides."""
+    remat: Remat = "none"
+    """What the backward pass computes again: nothing, whole blocks, all but the convolutions and
+    the matrix products with weights."""
     attention: Attention = "xla"
 
     def __post_init__(self) -> None:
@@ -212,8 +215,8 @@ class UNet(nn.Module):
             [B, H, W, out_channels] float32.
         """
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        res_block = nn.remat(ResBlock) if c.remat == "block" else ResBlock
-        attention_block = nn.remat(AttentionBlock) if c.remat == "block" else AttentionBlock
+        res_block = rematerialized(ResBlock, c.remat)
+        attention_block = rematerialized(AttentionBlock, c.remat)
         levels = len(c.channel_mult)
 
         def residual(name: str, width: int, h: Array, resample: str | None = None) -> Array:

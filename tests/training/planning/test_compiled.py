@@ -93,3 +93,37 @@ def test_bytes_are_counted_at_the_borders_of_operations() -> None:
     scattered = 32 * 512 * 2 + 8 * 512 * 2
     expected = 6 * body + permutes + reduce + scattered + x + w + out
     assert read_program(TEXT, 8).bytes_moved == pytest.approx(expected)
+
+
+def between_slices(name: str, kind: str, slices: str, shape: str) -> str:
+    """A transfer by the hosts, as a program for several slices spells it."""
+    return (
+        f"  %{name} = (f32[{shape}]{{1,0}}, u32[]{{:S(2)}}, token[]) recv(%after.{name}), "
+        "channel_id=7, is_host_transfer=true, frontend_attributes={"
+        f'_xla_megascale_target="{{{slices}}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}\n'
+    )
+
+
+def test_transfers_between_slices_are_told_apart() -> None:
+    """By what a device gets: its part of a sum, all slices' parts, or one part of a sum."""
+    added = (
+        between_slices("recv.1", "ALL_REDUCE", "1,2,3,4", "4,8")
+        + between_slices("recv.2", "ALL_GATHER", "1,2", "6,8")
+        + between_slices("recv.3", "REDUCE_SCATTER", "1:3", "2,8")
+    )
+    rows = read_program(TEXT.replace("  %both =", f"{added}  %both ="), 8).collectives
+    assert [row for row in rows if not row.is_across] == read_program(TEXT, 8).collectives
+    found = {row.kind: (row.group, row.count, row.received) for row in rows if row.is_across}
+    assert found == {
+        "all-reduce": (4, 1, 2 * 3 / 4 * 4 * 8 * 4),
+        "all-gather": (2, 1, 1 / 2 * 6 * 8 * 4),
+        "reduce-scatter": (3, 1, 2 * 2 * 8 * 4),
+    }
+
+
+def test_two_transfers_of_one_channel_and_other_arrays_are_two() -> None:
+    """Programs for several slices give their channels' numbers again."""
+    other = "  %both2 = f32[10]{0} all-reduce(%g), channel_id=4, replica_groups={{0,1,2,3,4,5,6,7}}"
+    rows = read_program(TEXT.replace("  %both =", f"{other}, to_apply=%add\n  %both ="), 8)
+    (row,) = (row for row in rows.collectives if row.kind == "all-reduce")
+    assert row.count == 2

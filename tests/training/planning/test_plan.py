@@ -18,6 +18,7 @@ from unclip_jax.training import sharding
 from unclip_jax.training.planning.chips import CHIPS, chip_of, topology_devices
 from unclip_jax.training.planning.plan import Plan, make_plan, remedies
 from unclip_jax.training.planning.plan_text import plan_text
+from unclip_jax.training.stages import init_params
 
 Capture = pytest.CaptureFixture[str]
 
@@ -149,3 +150,23 @@ def test_refusals(capsys: Capture, tmp_path: Path) -> None:
     assert "does not fit 8 devices" in refused(
         clip, "--topology", "v5e:2x4", "--set", "mesh.fsdp=3"
     )
+
+
+def test_only_weights_are_gathered_and_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No moment, average or float32 weight is ever whole on a chip: no float32 array that is
+    gathered is as large as the smallest that is split."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 9000)
+    recipe = toys.recipe("classifier", mesh=MeshConfig(fsdp=4, topology="v5e:2x4"))
+    encoder = dataclasses.replace(recipe.model.encoder, channels=32, has_middle_attention=False)
+    recipe = in_bfloat16(toys.changed(recipe, model={"encoder": encoder}))
+    params = jax.eval_shape(lambda key: init_params(recipe, key), jax.random.key(0))
+    split = [leaf.size for leaf in jax.tree.leaves(params) if leaf.size >= 9000]
+    rows = make_plan(recipe, None).program.collectives
+    wide = [row.largest for row in rows if row.kind == "all-gather" and row.dtype == "f32"]
+    assert max(wide, default=0) < 4 * min(split)
+    gathers = [row.largest for row in rows if row.kind == "all-gather" and row.dtype == "bf16"]
+    assert gathers == [2 * max(split)]
+    # And the gradient of the largest is scattered, not summed whole on every chip.
+    received = [row for row in rows if row.dtype == "bf16" and row.kind != "all-gather"]
+    assert {row.kind for row in received if row.largest == 2 * max(split)} == {"reduce-scatter"}

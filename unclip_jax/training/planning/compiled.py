@@ -45,6 +45,9 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "collective-permute",
 )
+_BETWEEN_SLICES = re.compile(
+    r'_xla_megascale_target="\{([\d,:]+)\}.*_xla_megascale_transfer_type="(\w+)"'
+)
 # These move nothing, or what they move is counted elsewhere.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
@@ -59,12 +62,15 @@ class Collective:
     kind: str
     dtype: str
     group: int
-    """Devices that exchange with one another."""
+    """Devices that exchange with one another; of transfers between slices, the slices."""
     count: int
     largest: float
     """Bytes of the largest whole array, gathered or before it is scattered."""
     received: float
     """Bytes that a device receives, with the best algorithm for a ring."""
+    is_across: bool = False
+    """Between slices. The compiler has reduced within the slice before, and gathers after: a
+    device exchanges only its own part with its peers in the other slices."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,8 @@ def read_program(text: str, devices: int) -> ProgramText:
     computations = _parse(text)
     runs, fused = _multiplicities(computations)
     flops = moved = 0.0
-    found: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-    channels: set[tuple[str, str]] = set()
+    found: dict[tuple[str, str, int, bool], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+    channels: set[tuple[str, ...]] = set()
     for name, computation in computations.items():
         times = runs[name]
         types = {item.name: item.type for item in computation.instructions}
@@ -113,22 +119,22 @@ def read_program(text: str, devices: int) -> ProgramText:
             if name not in fused and item.operation not in _FREE:
                 read = sum(_bytes(types.get(operand, "")) for operand in item.operands)
                 moved += times * (read + _bytes(item.type))
-            kind = item.operation.removesuffix("-start")
-            if kind not in _COLLECTIVES:
+            row = _transfer(item, name, types, devices)
+            if row is None:
                 continue
             channel = re.search(r"channel_id=(\d+)", item.rest)
             if channel is not None:  # an asynchronous one stands at several places
-                if (kind, channel[1]) in channels:
+                place = (item.operation, channel[1], *item.operands)
+                if place in channels:
                     continue
-                channels.add((kind, channel[1]))
-            row = _collective(item, kind, name, types, devices)
-            entry = found[row.kind, row.dtype, row.group]
+                channels.add(place)
+            entry = found[row.kind, row.dtype, row.group, row.is_across]
             entry[0] += times
             entry[1] = max(entry[1], row.largest)
             entry[2] += times * row.received
     rows = [
-        Collective(*key, int(count), largest, received)
-        for key, (count, largest, received) in found.items()
+        Collective(kind, dtype, group, int(count), largest, received, is_across)
+        for (kind, dtype, group, is_across), (count, largest, received) in found.items()
     ]
     return ProgramText(flops, moved, sorted(rows, key=lambda row: -row.received))
 
@@ -223,6 +229,29 @@ def _flops(item: _Instruction, types: dict[str, str]) -> float:
     if holes:
         products /= math.prod(int(n) for n in holes[1].split("x"))
     return 2.0 * out * products
+
+
+def _transfer(
+    item: _Instruction, computation: str, types: dict[str, str], devices: int
+) -> Collective | None:
+    """What an instruction receives from other devices; None if it is not the one that does."""
+    if (kind := item.operation.removesuffix("-start")) in _COLLECTIVES:
+        return _collective(item, kind, computation, types, devices)
+    if item.operation == "recv" and (match := _BETWEEN_SLICES.search(item.rest)):
+        return _between_slices(item, match[1], match[2])
+    return None
+
+
+def _between_slices(item: _Instruction, slices: str, how: str) -> Collective:
+    """A transfer that the hosts make for a device; `slices` is spelled 1,2,3 or 1:3."""
+    ends = [part.split(":") for part in slices.split(",")]
+    group = sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
+    kind = how.lower().replace("_", "-")
+    dtype, shape = _SHAPE.findall(item.type)[0]
+    out = _bytes(f"{dtype}[{shape}]")
+    whole = out * group if kind == "reduce-scatter" else out
+    received = whole * (group - 1) / group * (2 if kind == "all-reduce" else 1)
+    return Collective(kind, dtype, group, 1, whole, received, is_across=True)
 
 
 def _collective(
