@@ -19,6 +19,7 @@ from unclip_jax.models.layers import (
     Activation,
     Attention,
     Dense,
+    Dropout,
     Remat,
     activation,
     attention,
@@ -72,7 +73,7 @@ class Block(nn.Module):
 
         # CLIP's initialisation (its released code); the residual branches shrink with depth.
         residual_stddev = width**-0.5 * (2 * c.depth) ** -0.5
-        drop = nn.Dropout(c.dropout, deterministic=not self.train)
+        drop = Dropout(c.dropout, deterministic=not self.train)
 
         qkv = dense(3 * width, width**-0.5, "qkv")(
             layer_norm("attention_norm", c.norm_epsilon)(x_BTD)

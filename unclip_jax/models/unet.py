@@ -20,6 +20,7 @@ from unclip_jax.models.layers import (
     Attention,
     Conv,
     Dense,
+    Dropout,
     Remat,
     attention,
     group_norm,
@@ -141,7 +142,7 @@ class ResBlock(nn.Module):
             h = norm(h) * (1 + scale) + shift
         else:
             h = norm(h + time)
-        h = nn.Dropout(c.dropout, deterministic=not self.train)(nn.silu(h)).astype(dtype)
+        h = Dropout(c.dropout, deterministic=not self.train)(nn.silu(h)).astype(dtype)
         # Zero at the start: every block begins as its skip (Dhariwal & Nichol, code).
         h = Conv(
             self.width,
