@@ -79,7 +79,8 @@ def measure(case: Case) -> dict[str, float]:
     """What one chip computes, receives and holds in a step; `needed` alone if it does not fit."""
     import jax
 
-    from unclip_jax.training.planning.plan import DoesNotFitError, make_plan
+    from unclip_jax.training.planning.compiling import DoesNotFitError
+    from unclip_jax.training.planning.plan import make_plan
 
     jax.config.update("jax_enable_compilation_cache", False)
     recipe: Any = load_recipe(str(CONFIGS / "decoder.py"))

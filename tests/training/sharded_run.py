@@ -55,7 +55,8 @@ class Model:
     def __init__(self, stage: str, folder: Path) -> None:
         model = {}
         if stage == "decoder":  # attention only in the middle: half the time
-            unet = replace(toys.SMALL_DECODER["unet"], attention_resolutions=())
+            small = toys.SMALL_DECODER["unet"]
+            unet = replace(small, attention_resolutions=(), dropout=0.1)
             model = {"unet": unet}
         self.recipe = toys.on_folder(stage, folder, STEPS, model=model, optim=OPTIM)
         self.inputs: Inputs = open_inputs(self.recipe, folder / "new")

@@ -87,7 +87,7 @@ class Plan:
         """Seconds a step if only transfers took time, those inside a slice and between slices."""
         inside = across = 0.0
         for row in self.program.collectives:
-            if self._is_across(row.group):
+            if row.is_across:
                 across += row.received
             else:
                 inside += row.received
@@ -124,10 +124,6 @@ class Plan:
         """For a million pictures at the floor."""
         hours = self.step_floor / self.batch_size * 1e6 / 3600
         return hours * self.devices * self.chip.dollars_per_hour
-
-    def _is_across(self, group: int) -> bool:
-        """Groups of the data axis reach over slices; those of fsdp do not."""
-        return self.slices > 1 and group != self.mesh["fsdp"]
 
 
 def make_plan(recipe: Recipe, clip: CLIPRecipe | None, *, is_quick: bool = True) -> Plan:

@@ -49,8 +49,9 @@ def _work(plan: Plan) -> str:
         + (", before fusion" if plan.is_quick else ""),
     ]
     for row in program.collectives:
+        where = "between slices" if row.is_across else f"among {row.group}"
         lines.append(
-            f"  {row.kind} {row.dtype} among {row.group}: {row.count} times, largest "
+            f"  {row.kind} {row.dtype} {where}: {row.count} times, largest "
             f"{size_text(row.largest)}, received {size_text(row.received)}"
         )
     return "\n".join(lines)
