@@ -11,7 +11,10 @@ import pytest
 # Before anything imports JAX. A value from outside wins, so the suite can run on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time is compilation, and code that is not optimised computes the same.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
@@ -19,9 +22,13 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
+LONGEST = ("test_readme.py", "test_sharding.py", "test_resume.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The README's commands first: they take longest, and no worker shall wait for them."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """The longest files first, so that no worker waits for another at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,8 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)  # as a reader runs them
+    for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):  # as a reader runs them
+        environment.pop(name, None)
     if importable is not None:
         environment["PYTHONPATH"] = str(importable)
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
