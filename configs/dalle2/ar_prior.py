@@ -8,7 +8,7 @@ For an accelerator cluster; time and quality were not measured here. The paper's
 24 blocks of width 2048, its decoder 24 of width 1664 with a context of 384; the sequence here is
 256 caption positions, two more and 318 codes long.
 
-Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 7.75 of
+Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 7.47 of
 16.9 GB a chip, 522 ms a step or more, MFU 83% or less.
 """
 

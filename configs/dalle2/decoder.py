@@ -8,7 +8,7 @@ Time and picture quality were not measured here. The paper states no warm-up, cl
 CLIP sees the 64 x 64 picture here, enlarged. It samples in 250 steps with the learned variance, at
 guidance 1.25 for its FID.
 
-Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 13.71 of
+Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 13.48 of
 16.9 GB a chip, 340 ms a step or more, MFU 83% or less.
 """
 

@@ -7,7 +7,7 @@
 states no warm-up, clipping or precision. Its prior encodes the caption itself; here, as in Karlo,
 the caption's states are those of the frozen CLIP.
 
-Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 4.70 of
+Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 4.34 of
 16.9 GB a chip, 232 ms a step or more, MFU 85% or less.
 """
 

@@ -6,7 +6,7 @@
 300 million weights, for an accelerator cluster; time and quality were not measured here. It samples
 in 15 DDIM steps.
 
-Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 5.47 of
+Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 4.95 of
 16.9 GB a chip, 48 ms a step or more, MFU 78% or less.
 """
 

@@ -6,7 +6,7 @@
 700 million weights, for an accelerator cluster; time and quality were not measured here. It samples
 in 27 DDIM steps.
 
-Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 3.03 of
+Planned for 256 v5e chips (`unclip plan`, an upper bound of memory and floors of time): 2.85 of
 16.9 GB a chip, 45 ms a step or more, MFU 72% or less.
 """
 
