@@ -27,7 +27,8 @@ from flax import linen as nn
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from unclip_jax.models.layers import Remat, rematerialized
+from unclip_jax.models import unet
+from unclip_jax.models.layers import Dropout, Remat, rematerialized
 from unclip_jax.models.unet import ResBlock, UNetConfig
 from unclip_jax.training.planning.chips import topology_devices
 
@@ -45,6 +46,8 @@ class Case:
     remat: Remat = "block"
     has_backward: bool = True
     dropout: float = 0.1
+    has_threefry: bool = False
+    """Flax's dropout, with JAX's generator inside the block."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,6 +60,8 @@ CASES = [
     Case("1 block"),
     Case("2 blocks", blocks=2),
     Case("2 blocks, scanned", blocks=2, is_scanned=True),
+    Case("1 block, threefry", has_threefry=True),
+    Case("2 blocks, threefry", blocks=2, has_threefry=True),
     Case("1 block, forward only", has_backward=False),
     Case("1 block, remat none", remat="none"),
     Case("1 block, no dropout", dropout=0.0),
@@ -137,6 +142,7 @@ def row(case: Case) -> str:
 
 
 def _lowered(case: Case) -> Any:
+    unet.Dropout = nn.Dropout if case.has_threefry else Dropout  # pyright: ignore
     (device,) = topology_devices("v5e:1x1")
     chain = Chain(case)
 
@@ -148,12 +154,16 @@ def _lowered(case: Case) -> Any:
     params = jax.eval_shape(chain.init, keys, x, vector)["params"]
     params = jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), params)
 
-    def loss(params: Any, x: Array, vector: Array) -> Array:
-        y: Any = chain.apply({"params": params}, x, vector, rngs={"dropout": jax.random.key(1)})
+    # The key is data, as in a run: the bits of a constant one would be computed by the compiler.
+    key = jax.eval_shape(lambda: jax.random.key(1))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=SingleDeviceSharding(device))
+
+    def loss(params: Any, x: Array, vector: Array, key: Array) -> Array:
+        y: Any = chain.apply({"params": params}, x, vector, rngs={"dropout": key})
         return jnp.mean(jnp.square(y.astype(jnp.float32)))
 
     function = jax.grad(loss, argnums=(0, 1)) if case.has_backward else loss
-    return jax.jit(function).trace(params, x, vector).lower(lowering_platforms=("tpu",))
+    return jax.jit(function).trace(params, x, vector, key).lower(lowering_platforms=("tpu",))
 
 
 def _cpu_seconds() -> float:

@@ -37,7 +37,7 @@ from unclip_jax.training.planning.chips import Chip, chip_of, topology_devices
 from unclip_jax.training.planning.compiled import ProgramText, read_program
 from unclip_jax.training.planning.compiling import DoesNotFitError, compile_for_chips
 from unclip_jax.training.planning.flops import forward_flops
-from unclip_jax.training.planning.plan_text import size_text
+from unclip_jax.training.planning.plan_text import dollar_text, size_text, time_text
 from unclip_jax.training.recipe import ON_CLIP, Recipe
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
@@ -255,13 +255,14 @@ def sampling_plan_text(plan: SamplingPlan) -> str:
         f"  {len(program.collectives) or 'no'} kinds of transfers between devices",
         f"floors at the published rates of {chip.name}",
         (
-            f"  compute {plan.compute_floor:.3g} s, HBM for weights alone "
-            f"{plan.weights_read / chip.memory_bandwidth:.3g} s, for all {plan.memory_floor:.3g} s"
+            f"  compute {time_text(plan.compute_floor)}, HBM for weights alone "
+            f"{time_text(plan.weights_read / chip.memory_bandwidth)}, for all "
+            f"{time_text(plan.memory_floor)}"
         )
         + (" before fusion, left out" if plan.is_quick else ""),
         (
             f"  at most {plan.rows_per_second:,.1f} rows a second on {plan.devices} devices, "
-            f"{plan.dollars_per_million:,.2f} dollars or more for a million, at "
+            f"{dollar_text(plan.dollars_per_million)} dollars or more for a million, at "
             f"{chip.dollars_per_hour:.2f} a device and hour"
         ),
     ]

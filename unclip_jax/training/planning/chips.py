@@ -97,6 +97,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     options = {"num_slices": slices} if slices > 1 else {}
+    # The compiler would end the process over a flag that is meant for another kind of device.
+    os.environ.pop("XLA_FLAGS", None)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # whatever the plugin raises

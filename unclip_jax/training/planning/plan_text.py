@@ -60,7 +60,7 @@ def _work(plan: Plan) -> str:
 def _floors(plan: Plan) -> str:
     chip, floor = plan.chip, plan.step_floor
     compute, memory, network = (
-        f"{1e3 * seconds:.1f} ms"
+        time_text(seconds)
         for seconds in (plan.compute_floor, plan.memory_floor, plan.network_floor)
     )
     return "\n".join(
@@ -69,11 +69,11 @@ def _floors(plan: Plan) -> str:
             f"  compute {compute}, network {network}, memory {memory}"
             + (" before fusion, left out" if plan.is_quick else ""),
             (
-                f"  a step takes {1e3 * floor:.1f} ms or more ({plan.bound}-bound): at most "
+                f"  a step takes {time_text(floor)} or more ({plan.bound}-bound): at most "
                 f"{plan.batch_size / floor:,.0f} pictures/s, MFU {plan.mfu_ceiling:.0%}"
             ),
             (
-                f"  {plan.dollars_per_million:,.2f} dollars or more for a million pictures, at "
+                f"  {dollar_text(plan.dollars_per_million)} dollars or more for a million pictures, at "
                 f"{chip.dollars_per_hour:.2f} a device and hour"
             ),
         ]
@@ -83,3 +83,15 @@ def _floors(plan: Plan) -> str:
 def size_text(size: float) -> str:
     """Bytes in GB, or MB where there are few."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def time_text(seconds: float) -> str:
+    """In seconds, or milliseconds or microseconds where there are few."""
+    if seconds >= 10:
+        return f"{seconds:,.1f} s"
+    return f"{1e3 * seconds:,.1f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:,.1f} µs"
+
+
+def dollar_text(dollars: float) -> str:
+    """With two decimals, or two digits where it is less than a cent."""
+    return f"{dollars:,.2f}" if dollars >= 0.01 else f"{dollars:.2g}"
