@@ -73,8 +73,8 @@ def _floors(plan: Plan) -> str:
                 f"{plan.batch_size / floor:,.0f} pictures/s, MFU {plan.mfu_ceiling:.0%}"
             ),
             (
-                f"  {dollar_text(plan.dollars_per_million)} dollars or more for a million pictures, at "
-                f"{chip.dollars_per_hour:.2f} a device and hour"
+                f"  {dollar_text(plan.dollars_per_million)} dollars or more for a million "
+                f"pictures, at {chip.dollars_per_hour:.2f} a device and hour"
             ),
         ]
     )
