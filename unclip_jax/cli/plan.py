@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     rest = _settings([argument for argument in rest if argument not in ("--exact", "--sample")])
     rest, sampling = _sampling_arguments(rest)
     if sampling and not is_sample:
-        raise UserError(f"{sampling[0]} is about sampling: add --sample")
+        raise UserError(f"--sampling.{sampling[0][2:]} is about drawing: add --sample")
     default = load_recipe(path)
     recipe = parse(type(default), rest, default=default, program=f"unclip plan {path}")
     mesh: dict[str, Any] = {}
