@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.data.images import decode_image, make_grid, save_png
+from unclip_jax.data.images import MAX_PIXELS, decode_image, make_grid, save_png
 from unclip_jax.errors import UserError
 
 WAITING = 64
@@ -110,19 +110,27 @@ def picture_name(number: int, facts: dict[str, Any]) -> str:
     return f"{number:05d}_{_slug(facts['prompt'])}_{facts['index']}.png"
 
 
-def grid_of_files(paths: Iterable[Path], columns: int) -> np.ndarray:
-    """`make_grid` of pictures on disk, all of one size.
+def grid_of_files(paths: Sequence[Path], columns: int) -> tuple[np.ndarray, int]:
+    """`make_grid` of pictures on disk, all of one size, in as many whole rows as a viewer can open.
 
+    Returns:
+        the grid [H, W, 3] uint8, and how many of the pictures are in it.
     Raises:
         UserError: one of them is not there.
     """
-    try:
-        images = [decode_image(path.read_bytes(), name=str(path)) for path in paths]
-    except OSError as error:
-        raise UserError(
-            f"no grid: {error}; let all hosts write into one folder that each of them sees"
-        ) from error
-    return make_grid(np.stack(images), columns)
+
+    def read(path: Path) -> np.ndarray:
+        try:
+            return decode_image(path.read_bytes(), name=str(path))
+        except OSError as error:
+            raise UserError(
+                f"no grid: {error}; let all hosts write into one folder that each of them sees"
+            ) from error
+
+    first = read(paths[0])
+    rows = max(1, MAX_PIXELS // (columns * first.shape[0] * first.shape[1]))
+    shown = paths[: rows * columns]
+    return make_grid(np.stack([first, *map(read, shown[1:])]), columns), len(shown)
 
 
 def _slug(text: str) -> str:

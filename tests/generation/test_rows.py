@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax import Array
 
+from unclip_jax.data.images import save_png
 from unclip_jax.errors import UserError
 from unclip_jax.generation.drawing import AHEAD, Link, draw
 from unclip_jax.generation.keys import image_keys, request_keys
 from unclip_jax.generation.rows import RowProgram, RowRunner, Rows, micro_batches, run_in_groups
-from unclip_jax.samples import PictureWriter
+from unclip_jax.samples import PictureWriter, grid_of_files
 
 
 def add(stage: str) -> RowProgram:
@@ -92,3 +93,18 @@ def test_a_picture_that_cannot_be_written_is_said(tmp_path: Any) -> None:
     writer.add(0, np.zeros((4, 4, 3), np.uint8), {"prompt": "a", "index": 0})
     with pytest.raises(UserError, match="cannot write"):
         writer.__exit__(None, None, None)
+
+
+def test_a_grid_has_the_rows_that_a_viewer_can_open(tmp_path: Any, monkeypatch: Any) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        save_png(path, np.full((4, 4, 3), number, np.uint8))
+    whole, shown = grid_of_files(paths, 2)
+    assert shown == 6 and whole.shape == (20, 14, 3)
+    monkeypatch.setattr("unclip_jax.samples.MAX_PIXELS", 2 * 2 * 16)
+    part, shown = grid_of_files(paths, 2)
+    assert shown == 4
+    np.testing.assert_array_equal(part, whole[:14])
+    paths[3].unlink()
+    with pytest.raises(UserError, match="no grid"):
+        grid_of_files(paths, 2)

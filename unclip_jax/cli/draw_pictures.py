@@ -42,33 +42,35 @@ def draw_pictures(
     from unclip_jax.data.images import save_png
     from unclip_jax.pipeline import UnCLIP
     from unclip_jax.samples import PictureWriter, grid_of_files, picture_name
+    from unclip_jax.training.processes import together
 
     began = time.monotonic()
-    unclip = UnCLIP.load(model)
-    loaded = time.monotonic() - began
-    how: SamplingConfig = sampling(unclip.sampling)
-    # A picture does not depend on the others: any share will do, and every host gets as many.
-    numbers = range(jax.process_index(), len(requests), jax.process_count())
-    own = [requests[number] for number in numbers]
     arguments: dict[str, Any] = {"prior": prior, "upsample": upsample}
-    facts = unclip.facts(own, how, **arguments)
-    say(f"{len(requests)} pictures on {jax.device_count()} device(s)")
-    done, said = 0, began
-    with PictureWriter(out) as writer:
-        for part in unclip.draw(own, how, **arguments, on_stage=_say_stage) if own else ():
-            for row, image in enumerate(part.images, part.start):
-                writer.add(numbers[row], image, facts[row])
-            done += len(part.images)
-            if time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                say(f"{done}/{len(own)} pictures{_left(done, len(own), unclip, began + loaded)}")
-        drawn = time.monotonic() - began
-    _wait_for_all()
+    with together():  # a host that fails ends all
+        unclip = UnCLIP.load(model)
+        loaded = time.monotonic() - began
+        how: SamplingConfig = sampling(unclip.sampling)
+        # A picture does not depend on the others: any share will do, and every host gets as many.
+        numbers = range(jax.process_index(), len(requests), jax.process_count())
+        own = [requests[number] for number in numbers]
+        facts = unclip.facts(own, how, **arguments)
+        say(f"{len(requests)} pictures on {jax.device_count()} device(s)")
+        done, said = 0, began
+        with PictureWriter(out) as writer:
+            for part in unclip.draw(own, how, **arguments, on_stage=_say_stage) if own else ():
+                for row, image in enumerate(part.images, part.start):
+                    writer.add(numbers[row], image, facts[row])
+                done += len(part.images)
+                if time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    left = _left(done, len(own), unclip, began + loaded)
+                    say(f"{done}/{len(own)} pictures{left}")
+            drawn = time.monotonic() - began
     if jax.process_index() == 0:
         first = unclip.facts(requests[: GRID_ROWS * columns], how, **arguments)
-        paths = [out / picture_name(*one) for one in enumerate(first)]
-        save_png(out / "grid.png", grid_of_files(paths, columns))
-        rest = f" of the first {GRID_ROWS} prompts" if len(first) < len(requests) else ""
+        grid, shown = grid_of_files([out / picture_name(*one) for one in enumerate(first)], columns)
+        save_png(out / "grid.png", grid)
+        rest = f" of the first {shown // columns} prompts" if shown < len(requests) else ""
         total, compiling = time.monotonic() - began, unclip.compile_seconds
         speed = len(requests) / max(drawn - loaded - compiling, 1e-9)
         print(
@@ -83,16 +85,6 @@ def _left(done: int, total: int, unclip: UnCLIP, began: float) -> str:
         return ""
     speed = done / seconds
     return f", {speed:.2g} a second, {(total - done) / speed / 60:.1f} min left"
-
-
-def _wait_for_all() -> None:
-    """Until every host has written its pictures."""
-    import jax
-
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("pictures are written")
 
 
 def _say_stage(name: str) -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 import jax
 import numpy as np
 
-from unclip_jax.generation.rows import RowProgram, RowRunner, Rows, fetch, micro_batches
+from unclip_jax.generation.rows import RowProgram, RowRunner, Rows, micro_batches
 from unclip_jax.generation.sampling import StagesAtOnce
 
 AHEAD = 1
@@ -85,7 +85,7 @@ def draw(
                 given["is_real"] = state["is_real"]
                 state[link.makes] = runner.start(link.program, given)
         for state, (_, count) in zip(states, batch, strict=True):
-            fetch(state["image"])
+            state["image"].copy_to_host_async()
             begun.append((state, count))
         while len(begun) > AHEAD:
             yield _take(*begun.popleft(), start)

@@ -6,7 +6,6 @@ number of devices nor the other rows change a bit of a row. Hosts work on rows o
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -148,9 +147,3 @@ def run_in_groups(run: Callable[[Rows], Array], rows: Rows, size: int) -> Array:
 
     _, found = jax.lax.scan(body, None, groups)
     return found.reshape(count * size, *shape.shape[1:])[:total]
-
-
-def fetch(array: Array) -> None:
-    """Begin to copy a result to the host."""
-    with contextlib.suppress(NotImplementedError):
-        array.copy_to_host_async()

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unclip_jax.data.tokenizer import clip_tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.generation.model_folder import STAGES
 from unclip_jax.generation.programs import (
     PRIORS,
     Find,
@@ -46,11 +47,6 @@ from unclip_jax.training.recipes.prior import PriorRecipe
 from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 from unclip_jax.training.stages import init_params
 from unclip_jax.training.weights import Stage, exported_shapes
-
-_PRIOR_OF = {"PriorRecipe": "diffusion", "ARPriorRecipe": "ar"} | {
-    "LinearPriorRecipe": "linear",
-    "OneStepPriorRecipe": "one_step",
-}
 
 
 @dataclass(frozen=True)
@@ -140,8 +136,7 @@ def sampling_programs(
         side = recipe.model.image_size
         yield found(text_program(find))
         yield found(image_program(find), image=jax.ShapeDtypeStruct((side, side, 3), jnp.uint8))
-    elif type(recipe).__name__ in _PRIOR_OF:
-        prior = _PRIOR_OF[type(recipe).__name__]
+    elif prior := _prior_name(recipe):
         stages[PRIORS[prior]] = _stage(recipe, clip)
         yield found(prior_program(find, how, prior))
     elif isinstance(recipe, DecoderRecipe):
@@ -267,6 +262,12 @@ def sampling_plan_text(plan: SamplingPlan) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _prior_name(recipe: Recipe) -> str | None:
+    """How a call names the prior that this recipe trains; None for another stage."""
+    found = [prior for prior, stage in PRIORS.items() if STAGES[stage] is type(recipe)]
+    return found[0] if found else None
 
 
 def _stage(recipe: Any, clip: CLIPRecipe | None) -> Stage:
