@@ -78,27 +78,47 @@ def test_eight_devices_and_one_stage_at_a_time(
     assert len(one_device) == 10 and len(set(one_device.values())) == 10
 
 
-def test_two_processes_of_two_devices(
-    model: Path, repository: Path, tmp_path: Path, one_device: dict[str, bytes]
-) -> None:
+def begin_two(models: tuple[Path, Path], out: Path, repository: Path) -> list[Process]:
+    """Two processes of two devices that share the work, each with its own idea of the model."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [
+    return [
         begin(
             model,
-            tmp_path / "out",
+            out,
             repository,
             **shared,
             JAX_PROCESS_ID=str(number),
             JAX_NUM_CPU_DEVICES="2",
         )
-        for number in range(2)
+        for number, model in enumerate(models)
     ]
-    said = [end(process) for process in processes]
+
+
+def test_two_processes_of_two_devices(
+    model: Path, repository: Path, tmp_path: Path, one_device: dict[str, bytes]
+) -> None:
+    said = [end(process) for process in begin_two((model, model), tmp_path / "out", repository)]
     assert files(tmp_path / "out") == one_device
     assert "9 pictures" in said[0] and "pictures" not in said[1]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_host_without_the_model_ends_both(
+    model: Path, repository: Path, tmp_path: Path, failing: int
+) -> None:
+    """One disk that is not mounted must not leave the other hosts waiting, and rented."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "prompts.txt").write_bytes((model / "prompts.txt").read_bytes())
+    models = (bare, model) if failing == 0 else (model, bare)
+    processes = begin_two(models, tmp_path / "out", repository)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert str(bare) in errors[failing].splitlines()[-1]
+    assert f"process {failing} of 2 cannot go on" in errors[1 - failing].splitlines()[-1]
 
 
 def test_another_order_draws_the_same_pictures(
