@@ -97,17 +97,52 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run is saved, and how many of its checkpoints stay."""
+    """When a run is saved, and which of its checkpoints stay."""
 
     every: int = 1000
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
     """Newest checkpoints that stay on disk."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps stay too; 0 keeps none of them."""
+    keep_best: int = 0
+    """As many stay too, those with the lowest running average of the loss."""
+    on_disk_full: Literal["stop", "go_on"] = "stop"
+    """When a checkpoint cannot be written: stop with exit code 2, or train on and try again at the
+    next one. The checkpoints before it stay good either way."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
             raise UserError(
                 f"checkpoint.every is {self.every} and checkpoint.keep {self.keep}: give 1 or more"
+            )
+        if self.keep_every < 0 or self.keep_best < 0:
+            raise UserError(
+                f"checkpoint.keep_every is {self.keep_every} and checkpoint.keep_best "
+                f"{self.keep_best}: give 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What a run does about steps that would spoil its weights."""
+
+    spike: float = 20.0
+    """A step is skipped whose loss is not finite, or more than this many times the running average;
+    0 skips only what is not finite."""
+    patience: int = 10
+    """Steps skipped in a row after which the run goes back to its newest checkpoint and leaves out
+    the data since then."""
+    rollbacks: int = 3
+    """Times that a run goes back to the same checkpoint before it stops with exit code 3."""
+
+    def __post_init__(self) -> None:
+        if self.spike < 0 or 0 < self.spike <= 1:
+            raise UserError(f"guard.spike is {self.spike}: give a factor above 1, or 0 for none")
+        if self.patience < 1 or self.rollbacks < 0:
+            raise UserError(
+                f"guard.patience is {self.patience} and guard.rollbacks {self.rollbacks}: give 1 "
+                "or more, and 0 or more"
             )
 
 

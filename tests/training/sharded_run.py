@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.training import toys
 from unclip_jax.cli.overrides import load_recipe
-from unclip_jax.config import MeshConfig
+from unclip_jax.config import CheckpointConfig, MeshConfig
 from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.training import sharding
 from unclip_jax.training.checkpoint import Checkpoints
@@ -99,13 +99,13 @@ def restore_everywhere(model: Model, states: dict[str, Any], folder: Path) -> di
     """A checkpoint of each mesh on each other: are all arrays the same bits, and the next loss."""
     found: dict[str, Any] = {}
     for source, state in states.items():
-        checkpoints = Checkpoints(folder / source, keep=1)
-        checkpoints.save(STEPS, state, recipe_to_json(model.recipe))
-        checkpoints.wait()
+        checkpoints = Checkpoints(folder / source, CheckpointConfig(), state)
+        checkpoints.save(STEPS, state, recipe_to_json(model.recipe), None)
+        checkpoints.wait(must_succeed=True)
         saved = jax.device_get(state)
         found[source] = {}
         for target in MESHES:
-            state = checkpoints.restore(STEPS, model.programs[target].abstract_state)
+            state = checkpoints.restore_newest(model.programs[target].abstract_state)
             same = jax.tree.map(np.array_equal, saved, jax.device_get(state))
             _, rows = model.run(target, state, model.batches[STEPS:])
             found[source][target] = {"same": all(jax.tree.leaves(same)), **rows[0]}

@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from tests.training import toys
 from unclip_jax.training import loop
-from unclip_jax.training.checkpoint import latest_step
+from unclip_jax.training.checkpoint import newest_step
 from unclip_jax.training.step_log import SPEEDS
 from unclip_jax.training.weights import flatten
 
@@ -164,7 +164,7 @@ def test_a_signal_to_one_stops_both_and_the_same_command_continues(hosts: Hosts)
     codes, errors = end(processes)
     assert codes == [128 + signal.SIGTERM] * 2, errors
     assert "Traceback" not in errors[0] + errors[1]
-    step = latest_step(hosts.folder / "killed")
+    step = newest_step(hosts.folder / "killed")
     assert step is not None and step > STEPS and f"step {step}: saved" in errors[0]
     assert hosts.rows("killed")[:STEPS] == hosts.rows("two")
     again, first = hosts.state("killed", STEPS), hosts.state("two", STEPS)
@@ -180,7 +180,7 @@ def test_a_signal_to_one_stops_both_and_the_same_command_continues(hosts: Hosts)
     assert errors[1].splitlines()[-1] == "error: the disk is gone: mend it"
     # Nothing of a step with rows that were not read is kept.
     assert [row["step"] for row in hosts.rows("killed")] == [*range(1, step + 5)]
-    assert latest_step(hosts.folder / "killed") == step
+    assert newest_step(hosts.folder / "killed") == step
 
 
 def test_a_step_that_moves_data_unasked_is_an_error(

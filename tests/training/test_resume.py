@@ -18,8 +18,9 @@ from PIL import Image
 
 from tests.training import toys
 from unclip_jax.cli.preview import make_preview
+from unclip_jax.config import CheckpointConfig
 from unclip_jax.errors import UserError
-from unclip_jax.training.checkpoint import Checkpoints, latest_step, with_shardings
+from unclip_jax.training.checkpoint import Checkpoints, newest_step, with_shardings
 from unclip_jax.training.loop import train
 from unclip_jax.training.optim import make_optimizer
 from unclip_jax.training.stages import init_params
@@ -55,17 +56,19 @@ class Runs:
         return train(self.recipe(stage, steps, **changes), self.folder / (name or stage))
 
     def state(self, stage: str, name: str, step: int) -> Any:
+        """Of the newest checkpoint, which is to be that of `step`."""
         recipe = self.recipe(stage, step)
         optimizer = make_optimizer(recipe.optim, step)
         shapes = jax.eval_shape(
             lambda: init_state(init_params(recipe, jax.random.key(0)), optimizer)
         )
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        checkpoints = Checkpoints(self.folder / name, keep=3)
-        state = checkpoints.restore(
-            step, with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
+        checkpoints = Checkpoints(self.folder / name, CheckpointConfig(), shapes)
+        state = checkpoints.restore_newest(
+            with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
         )
         checkpoints.close()
+        assert state is not None and int(state.step) == step
         return state
 
     def rows(self, name: str) -> list[dict[str, float]]:
@@ -124,7 +127,8 @@ def test_two_steps_and_two_more_equal_four(stage: str, runs: Runs) -> None:
 
 
 def test_training_moves_weights_and_average(runs: Runs) -> None:
-    before, after = runs.state("decoder", "decoder", 2), runs.state("decoder", "decoder", 4)
+    runs.train("decoder", 2, "decoder_young")
+    before, after = runs.state("decoder", "decoder_young", 2), runs.state("decoder", "decoder", 4)
     for old, new in ((before.params, after.params), (before.ema_params, after.ema_params)):
         moved = [
             bool(np.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True)
@@ -153,7 +157,7 @@ def test_another_recipe_is_refused(runs: Runs) -> None:
         runs.train("clip", 6, "prior")
     with pytest.raises(UserError, match="batch_size"):
         runs.train("prior", 6, batch_size=4)
-    assert latest_step(runs.folder / "prior") == 4
+    assert newest_step(runs.folder / "prior") == 4
     assert len(runs.rows("prior")) == 4
 
 
@@ -183,23 +187,13 @@ def test_a_checkpoint_that_is_not_complete_does_not_count(runs: Runs) -> None:
     runs.train("prior", 2, "prior_torn")
     torn = runs.folder / "prior_torn" / "checkpoints" / "4.orbax-checkpoint-tmp"
     torn.mkdir()
-    assert latest_step(runs.folder / "prior_torn") == 2
+    assert newest_step(runs.folder / "prior_torn") == 2
     assert runs.train("prior", 4, "prior_torn") == (4, None)
     jax.tree.map(
         np.testing.assert_array_equal,
         runs.state("prior", "prior", 4),
         runs.state("prior", "prior_torn", 4),
     )
-
-
-def test_a_damaged_checkpoint_is_not_continued(runs: Runs) -> None:
-    runs.train("prior", 2, "prior_damaged")
-    state = runs.folder / "prior_damaged" / "checkpoints" / "2" / "state"
-    for file in state.rglob("d/*"):
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"checkpoints/2 .* is damaged") as found:
-        runs.train("prior", 4, "prior_damaged")
-    assert "\n" not in str(found.value) and len(str(found.value)) < 600
 
 
 @pytest.mark.parametrize(
@@ -247,7 +241,7 @@ def test_sigterm_saves_and_the_same_command_continues(runs: Runs, repository: Pa
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
-    step = latest_step(workdir)
+    step = newest_step(workdir)
     assert step is not None and step > 3 and f"step {step}: saved" in errors
 
     settings = {"log": {"every": 1}, "checkpoint": {"every": 10}}

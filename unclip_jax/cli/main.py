@@ -46,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> None:
-    """`command(arguments)`; a user's mistake becomes one line on standard error and exit code 2."""
+    """`command(arguments)`; a user's mistake becomes one line on standard error and a code."""
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:
         lines = [*error.details, f"error: {' '.join(str(error).split())}"]
         print("\n".join(lines), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -1,132 +1,333 @@
-"""All of Orbax: a run's checkpoints, written in the background and found again.
+"""All of Orbax: a run's checkpoints, written in the background, checked, and found again.
 
-A checkpoint is RUN/checkpoints/STEP with the state (see `state.py`) and the resolved recipe as
-JSON. The position in the data needs no entry: it is step * batch size.
+A checkpoint is RUN/checkpoints/STEP with the state (see `state.py`), the resolved recipe as JSON
+and a manifest, without which it does not count. The position in the data needs no entry: it is
+step * batch size, see `rollbacks.py` for the exception.
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from unclip_jax.config import CheckpointConfig
 from unclip_jax.errors import UserError
+from unclip_jax.training.manifest import (
+    Manifest,
+    find_damage,
+    find_missing,
+    read_manifest,
+    write_manifest,
+)
+from unclip_jax.training.processes import any_process, from_first, together
+from unclip_jax.training.retention import steps_to_keep
+from unclip_jax.training.sharding import path_name
+
+_UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+"""In the names of folders that a process left which was killed while it wrote or removed them."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, open for writing."""
+    """The checkpoints of one run folder, open for writing.
 
-    def __init__(self, workdir: Path, *, keep: int) -> None:
-        self._folder = workdir / "checkpoints"
-        self._pending: Any = None
-        policies = ocp.training.preservation_policies
-        decisions = ocp.training.save_decision_policies
-        self._orbax = ocp.training.Checkpointer(
-            str(self._folder.absolute()),
-            # The loop decides when; every save is forced. Orbax's policies miss their own protocol
-            # by the name of an argument's type.
-            save_decision_policy=decisions.FixedIntervalPolicy(1),  # pyright: ignore
-            preservation_policy=policies.LatestN(keep),  # pyright: ignore
-            cleanup_tmp_directories=True,
+    Args:
+        abstract_state: shapes and dtypes of what is saved.
+        is_first: this process writes manifests and removes what need not stay.
+    Raises:
+        UserError: the disk cannot hold as many checkpoints as the run keeps, and one more.
+    """
+
+    def __init__(
+        self, workdir: Path, config: CheckpointConfig, abstract_state: Any, *, is_first: bool = True
+    ) -> None:
+        self._folder, self._config, self._is_first = workdir / "checkpoints", config, is_first
+        self._leaves = describe(abstract_state)
+        self._bytes = sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state)
         )
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, Future[None]] | None = None
+        if is_first:
+            self._clean()
+            self._check_room()
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return latest_step(self._folder.parent)
-
-    def save(self, step: int, state: Any, recipe: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, recipe: dict[str, Any], loss: float | None) -> None:
         """Start writing; returns when the arrays have been copied from the devices.
 
+        Args:
+            loss: running average of the loss, by which the best checkpoints are kept.
         Raises:
-            UserError: the save before this one failed.
+            UserError: the save before this one failed, or this one at once, and the run is to stop
+                then.
         """
-        self.wait()
-        self._pending = self._orbax.save_checkpointables_async(
-            step, {"state": state, "config": recipe}, force=True
-        )
+        with together():
+            self.wait()
+        path = self._folder.absolute() / str(step)
+        try:
+            content = {"state": state, "config": recipe}
+            written = ocp.save_checkpointables_async(str(path), content)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._fail(step, error)
+            return
+        self._pending = (step, self._pool.submit(self._finish, path, written, loss))
 
-    def wait(self) -> None:
+    def _finish(self, path: Path, written: Any, loss: float | None) -> None:
+        written.result()
+        if self._is_first:
+            write_manifest(path, self._leaves, loss)
+            self._remove_old()
+
+    def failure(self) -> UserError | None:
+        """Why the save that has just ended failed, if it did and the run is to stop then."""
+        if self._pending is not None and self._pending[1].done():
+            try:
+                self.wait()
+            except UserError as error:
+                return error
+        return None
+
+    def wait(self, *, must_succeed: bool = False) -> None:
         """Until everything is on disk.
 
+        Args:
+            must_succeed: nothing will be saved after it.
         Raises:
-            UserError: the save that was under way failed.
+            UserError: the save that was under way failed, and the run is to stop then.
         """
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
-            pending.result()
-        except OSError as error:
-            raise UserError(
-                f"checkpoint in {self._folder} was not written ({error}): free some space and run "
-                "the same command again, it continues from the checkpoint before"
-            ) from error
+            pending[1].result()
+        except Exception as error:  # Orbax and TensorStore have many, for a full disk too
+            self._fail(pending[0], error, must_stop=must_succeed)
 
-    def restore(self, step: int, abstract_state: Any) -> Any:
-        """The state of `step`, placed as the shardings of `abstract_state` say.
+    def _fail(self, step: int, error: Exception, *, must_stop: bool = False) -> None:
+        needed, free = self._bytes, shutil.disk_usage(_existing(self._folder)).free
+        if self._is_first:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)  # without a manifest
+            self._clean()
+        message = (
+            f"checkpoint of step {step} was not written ({_reason(error)}): it needs "
+            f"{_size(needed)} and {_size(free)} are free in {self._folder}"
+        )
+        if self._config.on_disk_full == "go_on" and not must_stop:
+            print(f"{message}; training goes on", file=sys.stderr, flush=True)
+            return
+        newest = newest_step(self._folder.parent)
+        after = "from the start" if newest is None else f"from step {newest}"
+        raise UserError(
+            f"{message}; free some space and run the same command again, it continues {after}"
+        ) from error
 
+    def restore_newest(self, abstract_state: Any) -> Any | None:
+        """The newest state that is undamaged, placed as the shardings of `abstract_state` say.
+
+        All processes call it. Damaged checkpoints that are newer are renamed to STEP.damaged, with
+        one line for each.
+
+        Returns:
+            the state, or None where nothing was saved yet.
         Raises:
-            UserError: the checkpoint does not hold what the recipe describes.
+            UserError: all checkpoints are damaged, or do not hold what the recipe describes.
         """
-        try:
-            found = self._orbax.load_checkpointables(step, {"state": abstract_state})
-        except (KeyError, ValueError, OSError) as error:
+        steps = sorted(_steps(self._folder), reverse=True)
+        for number in range(from_first(len(steps))):
+            step = from_first(steps[number] if number < len(steps) else -1)
+            path = self._folder / str(step)
+            state, damage = _load(path, abstract_state, any_process)
+            if damage is None:
+                return state
+            _warn(f"checkpoint {path} is damaged ({damage}): trying the one before it")
+            with together():
+                if self._is_first:
+                    aside = self._folder / f"{step}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+        if from_first(len(steps)):
             raise UserError(
-                f"checkpoint {self._folder / str(step)} does not fit the recipe or is damaged "
-                f"({_reason(error)}): use the recipe that made it, or another --workdir"
-            ) from error
-        return found["state"]
+                f"{self._folder} has no undamaged checkpoint: restore its files, or begin again "
+                "with another --workdir"
+            )
+        return None
 
     def close(self) -> None:
-        """Wait, then let go of Orbax's threads."""
-        self.wait()
-        self._orbax.close()
+        """Wait, then let go of the thread."""
+        try:
+            self.wait(must_succeed=True)
+        finally:
+            self._pool.shutdown()
+
+    def _remove_old(self) -> None:
+        good = {step: manifest.loss for step, manifest in _good(self._folder).items()}
+        kept = steps_to_keep(good, self._config)
+        for step in good.keys() - kept:
+            # In two moves: a process killed between them leaves no checkpoint with half its files.
+            aside = self._folder / f"{step}.deleting"
+            (self._folder / str(step)).rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _clean(self) -> None:
+        for entry in self._folder.glob("*"):
+            if any(mark in entry.name for mark in _UNFINISHED):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _check_room(self) -> None:
+        kept = self._config.keep + self._config.keep_best
+        have = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        needed = (kept + 1) * self._bytes - have
+        free = shutil.disk_usage(_existing(self._folder)).free
+        if needed <= free:
+            return
+        message = (
+            f"{self._folder} needs {_size(needed)} for {kept} checkpoints of {_size(self._bytes)} "
+            f"and the one being written, {_size(free)} are free: free some space, lower "
+            "checkpoint.keep, or name another --workdir"
+        )
+        if self._config.on_disk_full == "stop":
+            raise UserError(message)
+        _warn(message)
 
 
-def latest_step(workdir: Path) -> int | None:
-    """Step of the newest complete checkpoint of a run folder, or None."""
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return None
-    # Orbax renames a finished checkpoint into place: a name that is a number is complete.
-    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
-    return max(steps, default=None)
+def newest_step(workdir: Path) -> int | None:
+    """Step of the newest checkpoint of a run folder that is complete, or None. Reads no arrays.
+
+    Raises:
+        UserError: a later version of the package has written it.
+    """
+    return max(_good(workdir / "checkpoints"), default=None)
 
 
 def load_ema_params(workdir: Path, abstract_params: Any) -> tuple[int, Any]:
-    """Step and averaged weights of the newest checkpoint, without the rest of the state.
+    """Step and averaged weights of the newest good checkpoint, without the rest of the state.
 
     Args:
         abstract_params: tree of shapes with shardings, as `jax.eval_shape` and `place` make it.
     Raises:
-        UserError: there is no checkpoint, or not of these shapes.
+        UserError: there is no checkpoint, all are damaged, or they are not of these shapes.
     """
-    step = latest_step(workdir)
-    if step is None:
-        raise UserError(
-            f"{workdir} has no finished checkpoint: train it first, or name another run"
-        )
-    path = (workdir / "checkpoints" / str(step)).absolute()
+    folder = workdir / "checkpoints"
+    damage = None
+    for step in sorted(_steps(folder), reverse=True):
+        path = folder / str(step)
+        state, damage = _load(path, {"ema_params": abstract_params}, bool)
+        if damage is None:
+            return step, state["ema_params"]
+        _warn(f"checkpoint {path} is damaged ({damage}): trying the one before it")
+    if damage is not None:
+        raise UserError(f"{folder} has no undamaged checkpoint: restore its files")
+    raise UserError(f"{workdir} has no finished checkpoint: train it first, or name another run")
+
+
+def _load(path: Path, abstract: Any, agree: Callable[[bool], bool]) -> tuple[Any, str | None]:
+    """A state while its bytes are compared with the manifest, or what is damaged.
+
+    Args:
+        agree: whether any process says so: one that cannot load must not leave the others waiting.
+    """
+    manifest = read_manifest(path)
+    damage = manifest if isinstance(manifest, str) else find_missing(path, manifest)
+    several = jax.process_count() > 1 and agree is not bool
+    with ThreadPoolExecutor(1) as pool:
+        comparing = None
+        if isinstance(manifest, Manifest) and damage is None:
+            _check_fits(path, manifest, abstract)
+            share = (jax.process_index(), jax.process_count()) if several else (0, 1)
+            comparing = pool.submit(find_damage, path, manifest, *share)
+            if several:
+                damage = comparing.result()
+        if agree(damage is not None):
+            return None, damage or _ELSEWHERE
+        state, damage = _read(path, abstract)
+        if comparing is not None:
+            damage = comparing.result() or damage
+    if agree(damage is not None):
+        return None, damage or _ELSEWHERE
+    return state, None
+
+
+_ELSEWHERE = "as another process has found"
+
+
+def _read(path: Path, abstract: Any) -> tuple[Any, str | None]:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
         try:
-            found = ocp.load_checkpointables(str(path), {"state": {"ema_params": abstract_params}})
-        except (KeyError, ValueError, OSError) as error:
-            raise UserError(
-                f"checkpoint {path} does not fit the config.json of its run or is damaged "
-                f"({_reason(error)}): restore the files"
-            ) from error
-    return step, found["state"]["ema_params"]
+            found = ocp.load_checkpointables(str(path.absolute()), {"state": abstract})
+        except Exception as error:  # damaged bytes end in many of TensorStore's
+            return None, _reason(error)
+    return found["state"], None
+
+
+def _check_fits(path: Path, manifest: Manifest, abstract: Any) -> None:
+    wanted = describe(abstract)
+    tops = {name.split("/")[0] for name in wanted}
+    have = {name: kind for name, kind in manifest.leaves.items() if name.split("/")[0] in tops}
+    odd = [
+        name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)
+    ]
+    if odd:
+        first = "; ".join(
+            f"{name} is {have.get(name, 'missing')} there and {wanted.get(name, 'unknown')} here"
+            for name in odd[:3]
+        )
+        raise UserError(
+            f"checkpoint {path} does not fit the recipe in {len(odd)} arrays: {first}; use the "
+            "recipe that made it, or another --workdir"
+        )
+
+
+def describe(abstract: Any) -> dict[str, str]:
+    """dtype and shape of each leaf by its path, as 'float32[3,16]'."""
+    return {
+        path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
+
+
+def _steps(folder: Path) -> list[int]:
+    # Orbax renames a checkpoint into place when it is complete; the manifest is written after.
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return [int(entry.name) for entry in entries if entry.name.isdecimal()]
+
+
+def _good(folder: Path) -> dict[int, Manifest]:
+    found = {}
+    for step in _steps(folder):
+        manifest = read_manifest(folder / str(step))
+        if not isinstance(manifest, str) and find_missing(folder / str(step), manifest) is None:
+            found[step] = manifest
+    return found
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.absolute().parent)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _reason(error: BaseException) -> str:
     """What went wrong in one line: Orbax wraps it in errors that print the whole tree."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip(" \"'").splitlines()
+    text = str(error)
+    if "No space left" in text or "ENOSPC" in text:
+        return "no space left on the disk"
+    lines = text.strip(" \"'").splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 

@@ -5,24 +5,28 @@ RUN/tokenizer.json    how captions become tokens
 RUN/checkpoints/STEP  the state
 RUN/metrics.jsonl     one object a line
 RUN/samples/          previews
+RUN/goodput.json      where the time went
+RUN/rollbacks.jsonl   when the run went back to a checkpoint, and what data it left out
+RUN/lock              held while a run uses the folder
 RUN/skipped.jsonl     pictures that could not be read; skipped.P.jsonl those that process P found
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax import Array
 
 from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.errors import UserError
-from unclip_jax.training.checkpoint import Checkpoints
+from unclip_jax.training.checkpoint import Checkpoints, newest_step
+from unclip_jax.training.goodput import Goodput
+from unclip_jax.training.guard import running_loss
 from unclip_jax.training.inputs import Inputs, open_batches, open_inputs
 from unclip_jax.training.metrics import MetricWriter, Progress
 from unclip_jax.training.planning.chips import peak_flops
@@ -39,7 +43,9 @@ from unclip_jax.training.processes import (
 from unclip_jax.training.profile import Profile
 from unclip_jax.training.program import Program, make_program
 from unclip_jax.training.recipe import Recipe, recipe_to_json
+from unclip_jax.training.rollbacks import Rollbacks, SkipWatch
 from unclip_jax.training.run_folder import write_description
+from unclip_jax.training.run_lock import RunLock
 from unclip_jax.training.sharding import (
     make_mesh,
     placement_table,
@@ -48,6 +54,7 @@ from unclip_jax.training.sharding import (
 )
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.step_log import StepLog
+from unclip_jax.training.stop_requests import StopRequests
 from unclip_jax.training.weights import Stage
 
 Preview = Callable[[Stage, Path], None]
@@ -55,7 +62,7 @@ Preview = Callable[[Stage, Path], None]
 
 
 def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tuple[int, int | None]:
-    """Train until `recipe.steps`, from the newest checkpoint if there is one.
+    """Train until `recipe.steps`, from the newest good checkpoint if there is one.
 
     The processes of `jax.distributed` train as one: the first writes the files and speaks, all
     save their shards, and a signal to one of them stops all at the same step.
@@ -64,31 +71,39 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         preview: draws samples every `log.preview_every` steps, on the first process; given to all.
     Returns:
         the step that was reached, and the signal (SIGTERM or SIGINT) that ended the run before
-        `recipe.steps`, or None; the state is saved either way.
+        `recipe.steps`, or None; the state is saved either way. A signal before the first step of
+        this call, and a second one, end the process with 128 + its number.
     Raises:
-        UserError: the recipe, the data or the folder's contents do not fit together, or another
-            process cannot go on.
+        GaveUp: steps were skipped again and again, see `GuardConfig`.
+        UserError: the recipe, the data or the folder's contents do not fit together, another run
+            uses the folder, or another process cannot go on.
     """
-    with together():
-        inputs = open_inputs(recipe, workdir)
-        program = make_program(recipe, inputs, make_mesh(recipe.mesh))
-    with together():
-        if is_first():
-            write_description(recipe, workdir, inputs.tokenizer, inputs.clip_id)
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
-        start = from_first(checkpoints.latest_step() or 0)
-        if start >= recipe.steps:
-            checkpoints.close()
+        stop = stack.enter_context(StopRequests())
+        with together():
+            inputs = open_inputs(recipe, workdir)
+            program = make_program(recipe, inputs, make_mesh(recipe.mesh))
+        with together():
             if is_first():
-                print(f"{workdir} has all its {start} steps; give more --steps to go on")
-            return start, None
+                stack.enter_context(RunLock(workdir))
+                write_description(recipe, workdir, inputs.tokenizer, inputs.clip_id)
+            saved = from_first(newest_step(workdir) or 0)
+        if saved >= recipe.steps:
+            if is_first():
+                print(f"{workdir} has all its {saved} steps; give more --steps to go on")
+            return saved, None
+        with together():
+            checkpoints = Checkpoints(
+                workdir, recipe.checkpoint, program.abstract_state, is_first=is_first()
+            )
+            rollbacks = Rollbacks(workdir, recipe.guard, is_first=is_first())
         progress = stack.enter_context(
-            contextlib.closing(Progress(start, recipe.steps, is_silent=not is_first()))
+            contextlib.closing(Progress(saved, recipe.steps, is_silent=not is_first()))
         )
-        run = _Run(recipe, workdir, inputs, program, checkpoints, progress, preview)
-        step, stopped_by = run.go(start, stack)
-        checkpoints.wait()
+        run = _Run(recipe, workdir, inputs, program, checkpoints, rollbacks, progress, preview)
+        step, stopped_by = run.go(stop, began, stack)
+        checkpoints.wait(must_succeed=True)
         progress.say(f"step {step}: saved in {workdir / 'checkpoints' / str(step)}")
     return step, stopped_by
 
@@ -100,68 +115,112 @@ class _Run:
     inputs: Inputs
     program: Program
     checkpoints: Checkpoints
+    rollbacks: Rollbacks
     progress: Progress
     preview: Preview | None
 
-    def go(self, start: int, stack: contextlib.ExitStack) -> tuple[int, int | None]:
-        """From step `start` on; the step that was reached, and the signal that ended the run."""
+    def go(
+        self, stop: StopRequests, began: float, stack: contextlib.ExitStack
+    ) -> tuple[int, int | None]:
+        """From the newest checkpoint on; the step reached, and the signal that ended it."""
         recipe, mesh = self.recipe, self.program.mesh
-        state, step_key = self._begin(start)
-        stack.callback(self.checkpoints.close)  # not after a failed restore, which Orbax still ends
         bad = BadRecords(
             self.workdir / "skipped.jsonl",
             recipe.data.max_bad_fraction,
             process_index=jax.process_index(),
         )
-        batches = SharedBatches(open_batches(recipe, self.inputs, bad, start))
+        step_key, state, step = self._begin()
+        stack.callback(self.checkpoints.close)  # not after a failed restore, which Orbax still ends
+        goodput = Goodput(self.workdir if is_first() else None, step, began)
+        batches = self._open_batches(bad, step)
         self._announce()
         frozen = self.program.place_frozen()
         with together():
-            log = self._open_log(bad, start, stack)
+            log = self._open_log(bad, goodput, step, stack)
         profile = Profile(self.workdir / "profile", recipe.log.profile_steps)
         stack.callback(profile.close)
-        agreement = Agreement(mesh)
-        step, stopped_by = start, None
-        with _stop_requests() as stop:
-            while step < recipe.steps and stopped_by is None:
-                step += 1
-                is_last = step == recipe.steps
-                is_saved = is_last or step % recipe.checkpoint.every == 0
-                is_drawn = self.preview is not None and (is_last or _is_due(step, recipe))
-                with log.aside():
-                    rows = next(batches)
-                with jax.transfer_guard("disallow"), jax.set_mesh(mesh):
-                    batch = place_rows(rows, mesh)
-                    with profile.step(step):
-                        state, metrics = self.program.step(state, frozen, batch, step_key)
-                    stopped_by = agreement.exchange(
-                        stop(), batches.failure, now=is_saved or is_drawn
-                    )
-                    log.add(step, metrics)
-                    if profile.end(step, metrics):
-                        folder = self.workdir / "profile"
-                        self.progress.say(f"profile of steps up to {step} in {folder}")
-                with log.aside():
-                    if is_saved or stopped_by is not None:
-                        self.checkpoints.save(step, state, recipe_to_json(recipe))
-                    if is_drawn:
-                        self._draw(step, state)
+        agreement, watch = Agreement(mesh), self._new_watch()
+        stopped_by, is_due, is_first_step = None, False, True
+        while step < recipe.steps and stopped_by is None:
+            step += 1
+            is_last = step == recipe.steps
+            is_due |= is_last or step % recipe.checkpoint.every == 0
+            is_drawn = self.preview is not None and (is_last or _is_preview_due(step, recipe))
+            with goodput.span("input"):
+                rows = next(batches)
+            with jax.transfer_guard("disallow"), jax.set_mesh(mesh):
+                batch = place_rows(rows, mesh)
+                compiling = goodput.span("compile") if is_first_step else contextlib.nullcontext()
+                with profile.step(step), compiling:
+                    state, metrics = self.program.step(state, frozen, batch, step_key)
+                is_first_step = False
+                stop.listen()
+                goodput.reached(step)
+                stopped_by = agreement.exchange(
+                    stop.received,
+                    batches.failure or self.checkpoints.failure(),
+                    now=is_due or is_drawn,
+                )
+                watch.add(step, metrics, now=is_due or stopped_by is not None)
+                log.add(step, metrics)
+                if profile.end(step, metrics):
+                    folder = self.workdir / "profile"
+                    self.progress.say(f"profile of steps up to {step} in {folder}")
+            if watch.is_out_of_patience:
+                with goodput.span("recover"):
+                    state, step = self._go_back(watch, state)
+                    batches, watch = self._open_batches(bad, step), self._new_watch()
+                    log.go_back(step)
+                stopped_by, is_due = None, False
+                continue
+            # The state of a run of skipped steps is that before them: what it goes back to.
+            if (is_due and not watch.in_a_row) or is_last or stopped_by is not None:
+                is_due = False
+                with goodput.span("save"):
+                    loss = float(running_loss(jax.device_get(state.guard)))
+                    self.checkpoints.save(step, state, recipe_to_json(recipe), loss)
+            if is_drawn:
+                with goodput.span("preview"):
+                    self._draw(step, state)
         log.flush()
+        goodput.write()
+        self.progress.say(f"time: {goodput.summary()}")
         return step, stopped_by
 
-    def _begin(self, start: int) -> tuple[TrainState, Array]:
-        """The state of step `start`, and the key of all steps."""
+    def _new_watch(self) -> SkipWatch:
+        return SkipWatch(self.recipe.guard.patience, self.progress.say)
+
+    def _begin(self) -> tuple[Array, TrainState, int]:
+        """The key of all steps, the newest good state or a new one, and its step."""
 
         def split() -> tuple[Array, Array]:
             init_key, step_key = jax.random.split(jax.random.key(self.recipe.seed))
             return init_key, step_key
 
         init_key, step_key = jax.jit(split, out_shardings=replicated(self.program.mesh))()
-        if not start:
-            return self.program.init(init_key), step_key
-        state = self.checkpoints.restore(start, self.program.abstract_state)
-        self.progress.say(f"continuing {self.workdir} at step {start}")
-        return state, step_key
+        state = self.checkpoints.restore_newest(self.program.abstract_state)
+        if state is None:
+            return step_key, self.program.init(init_key), 0
+        step = int(jax.device_get(state.step))
+        self.progress.say(f"continuing {self.workdir} at step {step}")
+        return step_key, state, step
+
+    def _open_batches(self, bad: BadRecords, step: int) -> SharedBatches:
+        """Those of the steps after `step`."""
+        first = self.rollbacks.first_batch(step)
+        return SharedBatches(open_batches(self.recipe, self.inputs, bad, first))
+
+    def _go_back(self, watch: SkipWatch, state: TrainState) -> tuple[TrainState, int]:
+        """The newest good state, or a new one, after too many skipped steps."""
+        with together():
+            self.checkpoints.wait()
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # two need not fit
+        _, state, step = self._begin()
+        self.rollbacks.go_back(watch.step, step, watch.reason)
+        self.progress.say(
+            f"step {watch.step}: {watch.reason}; back to step {step}, without the data since then"
+        )
+        return state, step
 
     def _announce(self) -> None:
         abstract, mesh = self.program.abstract_state, self.program.mesh
@@ -174,7 +233,9 @@ class _Run:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
             self.progress.say(placement_table(placements(abstract, shardings)))
 
-    def _open_log(self, bad: BadRecords, start: int, stack: contextlib.ExitStack) -> StepLog:
+    def _open_log(
+        self, bad: BadRecords, goodput: Goodput, start: int, stack: contextlib.ExitStack
+    ) -> StepLog:
         recipe, writer = self.recipe, None
         if is_first():
             opened = MetricWriter(
@@ -186,7 +247,7 @@ class _Run:
         if peak is not None:
             with contextlib.suppress(UserError):  # what cannot be counted can be trained
                 flops = step_flops(recipe, self.inputs)
-        return StepLog(recipe, writer, self.progress, bad, start, flops=flops, peak=peak)
+        return StepLog(recipe, writer, self.progress, bad, goodput, start, flops=flops, peak=peak)
 
     def _draw(self, step: int, state: TrainState) -> None:
         """Gather the average, which all processes hold together, and draw with it on the first."""
@@ -202,26 +263,5 @@ class _Run:
             self.progress.say(f"samples in {path}")
 
 
-def _is_due(step: int, recipe: Recipe) -> bool:
+def _is_preview_due(step: int, recipe: Recipe) -> bool:
     return bool(recipe.log.preview_every) and step % recipe.log.preview_every == 0
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], int | None]]:
-    """The SIGTERM or SIGINT that came, if any; a second one acts as it would without us."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(number)
-        for known, action in previous.items():
-            signal.signal(known, action)
-
-    with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handler)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)

@@ -21,9 +21,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False) -> None:
-        path = workdir / "metrics.jsonl"
-        _drop_lines_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = workdir / "metrics.jsonl"
+        _drop_lines_after(self._path, resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard: Any = None
         if tensorboard:
             try:
@@ -42,6 +42,12 @@ class MetricWriter:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
+
+    def go_back(self, step: int) -> None:
+        """Remove the lines after `step`, which will be written again."""
+        self._file.close()
+        _drop_lines_after(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         """Flush everything to disk."""

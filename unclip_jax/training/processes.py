@@ -48,8 +48,19 @@ def together() -> Iterator[None]:
         raise failure
 
 
+def any_process(is_so: bool) -> bool:
+    """Whether any process says so; all hear the same. Waits for the slowest."""
+    if jax.process_count() == 1:
+        return is_so
+    from jax.experimental.multihost_utils import process_allgather
+
+    return bool(np.any(process_allgather(np.array(is_so))))
+
+
 def from_first(value: int) -> int:
     """The first process's `value`: a network file system may show others an older folder."""
+    if jax.process_count() == 1:
+        return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     return int(broadcast_one_to_all(np.int32(value)))
@@ -111,6 +122,8 @@ class Agreement:
             UserError: another process has failed; or this process's own failure.
         """
         if jax.process_count() == 1:
+            if failure is not None:
+                raise failure
             return signal_number
         mine = (signal_number or 0, 0 if failure is None else jax.process_index() + 1)
         rows = np.tile(np.array(mine, np.int32), (jax.local_device_count(), 1))

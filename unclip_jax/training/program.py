@@ -80,6 +80,7 @@ def make_program(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> Program:
         optimizer,
         ema_decay=recipe.ema_decay,
         accumulate=recipe.optim.accumulate,
+        spike=recipe.guard.spike,
     )
     return Program(
         mesh=mesh,

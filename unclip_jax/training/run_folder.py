@@ -12,7 +12,7 @@ from unclip_jax.errors import UserError
 from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
 
 # What may change between two calls of the same run.
-_FREE = {"steps", "log", "checkpoint", "mesh", "clip", "codes"}
+_FREE = {"steps", "log", "checkpoint", "guard", "mesh", "clip", "codes"}
 _FREE_DATA = {"threads", "cache_dir", "max_bad_fraction", "embeddings"}
 
 

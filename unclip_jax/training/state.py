@@ -10,6 +10,8 @@ import optax
 from flax import struct
 from jax import Array
 
+from unclip_jax.training.guard import GuardState, init_guard
+
 
 class TrainState(struct.PyTreeNode):
     """Step, weights, averaged weights and optimiser state; all float32 but the int32 step."""
@@ -18,6 +20,7 @@ class TrainState(struct.PyTreeNode):
     params: Any
     ema_params: Any
     opt_state: Any
+    guard: GuardState
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -27,6 +30,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        guard=init_guard(),
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, MeshConfig, OptimConfig
+from unclip_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    GuardConfig,
+    LogConfig,
+    MeshConfig,
+    OptimConfig,
+)
 from unclip_jax.diffusion.process import Prediction, Variance
 from unclip_jax.diffusion.schedule import (
     Schedule,
@@ -72,6 +79,7 @@ class Run:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()
     log: LogConfig = LogConfig()
 

@@ -1,0 +1,141 @@
+"""What a checkpoint must hold, byte for byte: manifest.json, written when all of it is on disk.
+
+Orbax restores flipped bits and zeroed blocks without a word. A checkpoint counts as good when its
+manifest is there and every file has the size and the SHA-256 that the manifest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.errors import UserError
+
+FILE = "manifest.json"
+FORMAT = 1
+"""Of the whole checkpoint: what is in it and under which names."""
+_THREADS = 8
+_PIECE = 2**22
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was read from manifest.json."""
+
+    files: dict[str, tuple[int, str]]
+    """Bytes and SHA-256 of each file, by its path in the checkpoint with '/'."""
+    leaves: dict[str, str]
+    """dtype and shape of each array of the state, 'float32[3,16]', by its path."""
+    loss: float | None
+    """Running average of the loss when it was saved."""
+
+
+def write_manifest(folder: Path, leaves: dict[str, str], loss: float | None) -> None:
+    """Describe a checkpoint that is complete; it counts from then on.
+
+    Raises:
+        OSError: no space is left, or the folder is gone.
+    """
+    names = sorted(_files(folder))
+    hashes = _in_threads(lambda name: _sha256(folder / name), names)
+    files = {
+        name: [(folder / name).stat().st_size, digest]
+        for name, digest in zip(names, hashes, strict=True)
+    }
+    if loss is not None and not math.isfinite(loss):
+        loss = None  # JSON has no name for it
+    content = {"format": FORMAT, "loss": loss, "leaves": leaves, "files": files}
+    scratch = folder / f"{FILE}.tmp"
+    with scratch.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())  # after a power cut a name without its bytes would be worse
+    os.replace(scratch, folder / FILE)
+
+
+def read_manifest(folder: Path) -> Manifest | str:
+    """The manifest of a checkpoint, or why there is none to be trusted.
+
+    Raises:
+        UserError: a later version of the package has written it.
+    """
+    if not any(folder.iterdir()):
+        return "the folder is empty"
+    try:
+        content: Any = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{folder} has format {content['format']!r}, this version reads {FORMAT}: update "
+                "the package"
+            )
+        files = {str(name): (int(size), str(hashed)) for name, (size, hashed) in _items(content)}
+        return Manifest(files, dict(content["leaves"]), content["loss"])
+    except FileNotFoundError:
+        return f"{FILE} is missing: the save did not end"
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{FILE} cannot be read ({error})"
+
+
+def find_missing(folder: Path, manifest: Manifest) -> str | None:
+    """The first file that is not there or has another size, and what is wrong; costs no reading."""
+    for name, (size, _) in sorted(manifest.files.items()):
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
+    return None
+
+
+def find_damage(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> str | None:
+    """The first file whose bytes are not those that were saved, and what is wrong.
+
+    Args:
+        part, parts: each of several processes looks at its own share of the files, the larger ones
+            spread evenly.
+    """
+    by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name][0], name))
+    names = sorted(by_size[part::parts])
+
+    def damage(name: str) -> str | None:
+        try:
+            hashed = _sha256(folder / name)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        return None if hashed == manifest.files[name][1] else f"{name} has changed since its save"
+
+    return next(filter(None, _in_threads(damage, names)), None)
+
+
+def _items(content: Any) -> Iterable[Any]:
+    return content["files"].items()
+
+
+def _files(folder: Path) -> Iterable[str]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith(FILE):
+            yield path.relative_to(folder).as_posix()
+
+
+def _in_threads(work: Any, names: list[str]) -> list[Any]:
+    """Hashing leaves Python's lock to others, so threads share it out over the cores."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, names))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
