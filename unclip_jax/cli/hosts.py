@@ -8,7 +8,15 @@ from typing import Any
 
 from unclip_jax.errors import UserError
 
+HEARTBEAT = "UNCLIP_HEARTBEAT_SECONDS"
+"""How long a process may be silent before the others end; JAX's own default is 100 seconds."""
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+class HostsUnreachable(UserError):
+    """Another try may find them: exit code 75, EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
 
 
 def find_hosts(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -47,11 +55,17 @@ def join_hosts() -> None:
     """Start JAX's coordination, if there is somebody to coordinate with.
 
     Raises:
-        UserError: the others cannot be reached.
+        HostsUnreachable: the others do not answer.
+        UserError: the environment is not as `find_hosts` asks.
     """
     arguments = find_hosts(os.environ)
     if arguments is None:
         return
+    heartbeat = os.environ.get(HEARTBEAT)
+    if heartbeat is not None:
+        if not heartbeat.isdecimal() or int(heartbeat) < 1:
+            raise UserError(f"{HEARTBEAT} is {heartbeat!r}: give whole seconds, such as 30")
+        arguments["heartbeat_timeout_seconds"] = int(heartbeat)
     import jax
 
     # It would take SIGTERM for itself: from here until training listens, the signal ends nothing.
@@ -60,7 +74,7 @@ def join_hosts() -> None:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise HostsUnreachable(
             f"the other processes cannot be reached ({reason}): check the address, and that all of "
             "them were started"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,14 @@ USAGE = """usage: train.py RECIPE --workdir FOLDER [--field.name VALUE ...]
 Train the stage that RECIPE describes. The same command again continues where the run stopped.
   RECIPE               a file in configs/, for example configs/emoji/decoder.py
   --workdir FOLDER     where checkpoints, metrics and samples go
+  --restarts N         start again from the newest checkpoint when the process is killed or crashes
   --profile-steps A:B  write a trace of these steps into the folder, for XProf
   --print-config       print the resolved recipe as JSON and stop
   RECIPE --help        every field of the recipe with its type and value
+
+SIGTERM or Ctrl-C saves a checkpoint and ends; the second one ends at once.
+exit codes: 0 all steps done, 2 a mistake in the input, 3 given up after rollbacks (see --guard.*),
+130 or 143 after a signal, 75 the other processes could not be reached
 """
 
 
@@ -31,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"the recipe comes first, found {path!r}: train.py RECIPE --workdir FOLDER")
     rest, workdir = take(rest, "--workdir")
     rest, profile = take(rest, "--profile-steps")
+    rest, restarts = take(rest, "--restarts")
     is_print = "--print-config" in rest
     rest = [argument for argument in rest if argument != "--print-config"]
     default = load_recipe(path)
@@ -41,7 +48,13 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"--profile-steps is {profile!r}: give two steps such as 10:12")
         log = replace(recipe.log, profile_steps=(int(first), int(last)))
         recipe = replace(recipe, log=log)
-    return _run(recipe, workdir, is_print)
+    if restarts is None or is_print:
+        return _run(recipe, workdir, is_print)
+    if not restarts.isdecimal():
+        raise UserError(f"--restarts is {restarts!r}: give how often, such as 10")
+    from unclip_jax.cli.supervisor import supervise, without
+
+    return supervise([sys.executable, *without(sys.orig_argv[1:], "--restarts")], int(restarts))
 
 
 def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
