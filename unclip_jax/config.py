@@ -127,9 +127,9 @@ class CheckpointConfig:
 class GuardConfig:
     """What a run does about steps that would spoil its weights."""
 
-    spike: float = 20.0
-    """A step is skipped whose loss is not finite, or more than this many times the running average;
-    0 skips only what is not finite."""
+    spike: float = 10.0
+    """A step is skipped whose loss is more than this many times the highest of late, or whose loss
+    or gradient is not finite; 0 skips only the latter."""
     patience: int = 10
     """Steps skipped in a row after which the run goes back to its newest checkpoint and leaves out
     the data since then."""

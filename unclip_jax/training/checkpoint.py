@@ -139,24 +139,31 @@ class Checkpoints:
             UserError: all checkpoints are damaged, or do not hold what the recipe describes.
         """
         steps = sorted(_steps(self._folder), reverse=True)
-        for number in range(from_first(len(steps))):
+        count = from_first(len(steps))
+        damaged = []
+        for number in range(count):
             step = from_first(steps[number] if number < len(steps) else -1)
             path = self._folder / str(step)
             state, damage = _load(path, abstract_state, any_process)
             if damage is None:
+                self._put_aside(damaged)
                 return state
             _warn(f"checkpoint {path} is damaged ({damage}): trying the one before it")
-            with together():
-                if self._is_first:
-                    aside = self._folder / f"{step}.damaged"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    path.rename(aside)
-        if from_first(len(steps)):
+            damaged.append(path)
+        if count:
             raise UserError(
                 f"{self._folder} has no undamaged checkpoint: restore its files, or begin again "
                 "with another --workdir"
             )
         return None
+
+    def _put_aside(self, damaged: list[Path]) -> None:
+        """Their steps will be saved again."""
+        with together():
+            for path in damaged if self._is_first else ():
+                aside = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
 
     def close(self) -> None:
         """Wait, then let go of the thread."""

@@ -1,8 +1,7 @@
 """Whether a step may change the weights, decided inside the compiled step.
 
-Skipping a batch whose loss or gradient is not finite, or whose loss is far above the running
-average, is what large runs do about bad data and overflow (PaLM, Chowdhery et al. 2022, section
-5.1, skips the data around a spike by hand).
+A batch whose loss or gradient is not finite, or whose loss is far above all recent ones, is left
+out: what PaLM did by hand about spikes (Chowdhery et al. 2022, section 5.1).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from flax import struct
 from jax import Array
 
 DECAY = 0.98
-"""Of the running average of the loss."""
+"""A step, of the running average of the loss and of its highest value."""
 YOUNG = 20
 """Steps before which the average says too little for a loss to be called a spike."""
 
@@ -22,6 +21,8 @@ class GuardState(struct.PyTreeNode):
 
     total: Array
     """float32, the running average of the loss before its bias correction."""
+    peak: Array
+    """float32, the highest loss of late."""
     accepted: Array
     """int32, steps that changed the weights."""
     skipped: Array
@@ -33,7 +34,8 @@ class GuardState(struct.PyTreeNode):
 def init_guard() -> GuardState:
     """Nothing seen yet."""
     none = jnp.zeros((), jnp.int32)
-    return GuardState(total=jnp.zeros(()), accepted=none, skipped=none, in_a_row=none)
+    zero = jnp.zeros(())
+    return GuardState(total=zero, peak=zero, accepted=none, skipped=none, in_a_row=none)
 
 
 def running_loss(state: GuardState) -> Array:
@@ -50,18 +52,21 @@ def watch(state: GuardState, loss: Array, norm: Array, spike: float) -> tuple[Ar
 
     Args:
         loss, norm: scalar float32 of the whole batch: the loss and the gradient's norm.
-        spike: a loss above this many times the running average does not count; 0 lets it.
+        spike: a loss above this many times the highest of late does not count; 0 lets it. Not the
+            average: a small batch that is almost learned has losses of many times that.
     Returns:
         scalar bool, and the next state.
     """
     is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
     if spike:
-        is_spike = (state.accepted >= YOUNG) & (loss > spike * jnp.abs(running_loss(state)))
+        is_spike = (state.accepted >= YOUNG) & (loss > spike * state.peak)
         is_good &= ~is_spike
+    peak = jnp.where(is_good, jnp.maximum(jnp.abs(loss), DECAY * state.peak), state.peak)
     total = jnp.where(is_good, DECAY * state.total + (1 - DECAY) * loss, state.total)
     counted = is_good.astype(jnp.int32)
     return is_good, GuardState(
         total=total,
+        peak=peak,
         accepted=state.accepted + counted,
         skipped=state.skipped + 1 - counted,
         in_a_row=(state.in_a_row + 1) * (1 - counted),
