@@ -7,8 +7,10 @@ step * batch size, see `rollbacks.py` for the exception.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +56,8 @@ class Checkpoints:
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
+        # Orbax logs a failure with its traceback before it raises it; `_fail` says it in a line.
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
         if is_first:
             self._clean()
             self._check_room()
@@ -113,7 +117,7 @@ class Checkpoints:
         needed, free = self._bytes, shutil.disk_usage(_existing(self._folder)).free
         if self._is_first:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)  # without a manifest
-            self._clean()
+            self._clean(times=5)  # others of Orbax's threads may still write there
         message = (
             f"checkpoint of step {step} was not written ({_reason(error)}): it needs "
             f"{_size(needed)} and {_size(free)} are free in {self._folder}"
@@ -181,10 +185,18 @@ class Checkpoints:
             (self._folder / str(step)).rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _clean(self) -> None:
-        for entry in self._folder.glob("*"):
-            if any(mark in entry.name for mark in _UNFINISHED):
+    def _clean(self, *, times: int = 1) -> None:
+        """Remove what was left unfinished, until it was gone so many times."""
+        gone = 0
+        for _ in range(10 * times):
+            entries = self._folder.glob("*")
+            found = [one for one in entries if any(mark in one.name for mark in _UNFINISHED)]
+            for entry in found:
                 shutil.rmtree(entry, ignore_errors=True)
+            gone = 0 if found else gone + 1
+            if gone == times:
+                return
+            time.sleep(0.1)
 
     def _check_room(self) -> None:
         kept = self._config.keep + self._config.keep_best
@@ -321,6 +333,10 @@ def _existing(folder: Path) -> Path:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def _warn(text: str) -> None:
