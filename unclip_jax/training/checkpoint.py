@@ -1,7 +1,7 @@
 """All of Orbax: a run's checkpoints, written in the background, checked, and found again.
 
-A checkpoint is RUN/checkpoints/STEP with the state (see `state.py`), the resolved recipe as JSON
-and a manifest, without which it does not count. The position in the data needs no entry: it is
+A checkpoint is RUN/checkpoints/STEP with the state (see `state.py`) and a manifest, which holds the
+resolved recipe and without which it does not count. The position in the data needs no entry: it is
 step * batch size, see `rollbacks.py` for the exception.
 """
 
@@ -75,17 +75,17 @@ class Checkpoints:
             self.wait()
         path = self._folder.absolute() / str(step)
         try:
-            content = {"state": state, "config": recipe}
-            written = ocp.save_checkpointables_async(str(path), content)
+            written = ocp.save_checkpointables_async(str(path), {"state": state})
         except (OSError, ValueError, RuntimeError) as error:
             self._fail(step, error)
             return
-        self._pending = (step, self._pool.submit(self._finish, path, written, loss))
+        self._pending = (step, self._pool.submit(self._finish, path, written, recipe, loss))
 
-    def _finish(self, path: Path, written: Any, loss: float | None) -> None:
+    def _finish(self, path: Path, written: Any, recipe: Any, loss: float | None) -> None:
         written.result()
         if self._is_first:
-            write_manifest(path, self._leaves, loss)
+            (path / "commit_success.txt").unlink(missing_ok=True)  # names this machine's folders
+            write_manifest(path, self._leaves, recipe, loss)
             self._remove_old()
 
     def failure(self) -> UserError | None:

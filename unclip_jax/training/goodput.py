@@ -66,11 +66,14 @@ class Goodput:
 
     def reached(self, step: int) -> None:
         """The step that was dispatched last."""
-        if step < self._last:  # went back: all up to where it was is done again
+        if self._last < self._redo_until <= step:
             self._end_steps()
-            self._redo_until = max(self._redo_until, self._last)
-        elif self._last < self._redo_until <= step:
-            self._end_steps()
+        self._last = step
+
+    def go_back(self, step: int) -> None:
+        """The next step is the one after `step`: all up to where the run was is done again."""
+        self._end_steps()
+        self._redo_until = max(self._redo_until, self._last)
         self._last = step
 
     def seconds(self) -> dict[str, float]:

@@ -171,6 +171,7 @@ class _Run:
                     state, step = self._go_back(watch, state)
                     batches, watch = self._open_batches(bad, step), self._new_watch()
                     log.go_back(step)
+                goodput.go_back(step)
                 stopped_by, is_due = None, False
                 continue
             # The state of a run of skipped steps is that before them: what it goes back to.

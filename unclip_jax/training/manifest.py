@@ -37,9 +37,13 @@ class Manifest:
     """Running average of the loss when it was saved."""
 
 
-def write_manifest(folder: Path, leaves: dict[str, str], loss: float | None) -> None:
+def write_manifest(
+    folder: Path, leaves: dict[str, str], recipe: dict[str, Any], loss: float | None
+) -> None:
     """Describe a checkpoint that is complete; it counts from then on.
 
+    Args:
+        recipe: by which it was made, for whoever finds it.
     Raises:
         OSError: no space is left, or the folder is gone.
     """
@@ -51,7 +55,8 @@ def write_manifest(folder: Path, leaves: dict[str, str], loss: float | None) -> 
     }
     if loss is not None and not math.isfinite(loss):
         loss = None  # JSON has no name for it
-    content = {"format": FORMAT, "loss": loss, "leaves": leaves, "files": files}
+    content = {"format": FORMAT, "loss": loss, "recipe": recipe}
+    content |= {"leaves": leaves, "files": files}
     scratch = folder / f"{FILE}.tmp"
     with scratch.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
