@@ -216,9 +216,9 @@ def _finish(job: _Job, columns: int, drawn: float) -> None:
 
 
 def _times(job: _Job, new: int, drawn: float) -> str:
-    seconds, compiling = time.monotonic() - job.began, job.unclip.compile_seconds
-    loading = f"{seconds:.1f} s: loading {job.loaded - job.began:.1f}"
+    loading = f"{time.monotonic() - job.began:.1f} s: loading {job.loaded - job.began:.1f}"
     if not new:
         return loading
+    compiling = job.unclip.compile_seconds
     speed = new / max(drawn - job.loaded - compiling, 1e-9)
     return f"{loading}, compiling {compiling:.1f}, then {speed:.2g} pictures a second"
