@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from unclip_jax.errors import UserError
 from unclip_jax.generation.drawing import Drawn
 from unclip_jax.generation.rows import RowRunner
 from unclip_jax.pipeline import UnCLIP
-from unclip_jax.samples import MISSING, OTHER, SAME, find_pictures, picture_name
+from unclip_jax.samples import (
+    MISSING,
+    OTHER,
+    SAME,
+    PictureWriter,
+    find_pictures,
+    picture_name,
+)
 from unclip_jax.training.weights import load_stage, save_stage
 
 FLAGS = ("--num-images", "6", "--batch-size", "2", "--steps", "2", "--prior", "none")
@@ -244,6 +252,16 @@ def test_a_failed_write_ends_the_drawing() -> None:
     with pytest.raises(UserError, match="disk full"):
         take_turns(parts(), 9, write, StopSignals())
     assert asked == [0, 1, 2]
+
+
+def test_a_failed_write_is_known_at_the_next_picture(tmp_path: Path) -> None:
+    """Not when the last of ten thousand was drawn."""
+    writer = PictureWriter(tmp_path / "out")
+    (tmp_path / "out").rmdir()
+    writer.add(0, np.zeros((4, 4, 3), np.uint8), FACTS)
+    wait(writer._begun)
+    with pytest.raises(UserError, match="and run the same command again: it continues"):
+        writer.add(1, np.zeros((4, 4, 3), np.uint8), FACTS)
 
 
 LISTENER = """

@@ -77,7 +77,7 @@ def _relevant(how: SamplingConfig, prior: str, upsample: int | None) -> dict[str
 def stage_id(stage: Stage) -> str:
     """16 hex digits that name what a stage computes: all of it, its weights as they are stored.
 
-    Half a second a gigabyte and core; unlike `weights_id`, bfloat16 and float32 differ.
+    About a second a gigabyte. Unlike those of `weights_id`, bfloat16 and float32 differ.
     """
     arrays = {
         "params": stage.params,
