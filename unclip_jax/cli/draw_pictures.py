@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from unclip_jax.cli.progress import say
 from unclip_jax.cli.sharing import agree, largest, take_turns, total
-from unclip_jax.cli.stopping import StopSignals
 from unclip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from unclip_jax.generation.drawing import Drawn, Request
     from unclip_jax.generation.sampling import SamplingConfig
     from unclip_jax.pipeline import UnCLIP
+    from unclip_jax.training.stop_requests import StopRequests
 
 GRID = "grid.png"
 GRID_ROWS = 64
@@ -64,7 +64,7 @@ def draw_pictures(
     requests: Sequence[Request],
     sampling: Callable[[SamplingConfig], SamplingConfig],
     out: Path,
-    stop: StopSignals,
+    stop: StopRequests,
     *,
     columns: int,
     prior: str,
@@ -84,7 +84,7 @@ def draw_pictures(
 
     from unclip_jax.training.processes import is_first
 
-    stop.is_patient = jax.process_count() > 1  # to the others a host that ends is one that is lost
+    stop.listen(jax.process_count() > 1)  # to the others a host that ends is one that is lost
     job = _open(model, requests, sampling, out, {"prior": prior, "upsample": upsample})
     kept = len(requests) - len(job.missing)
     there = f", {kept} of them are there" if kept else ""
@@ -96,7 +96,7 @@ def draw_pictures(
             f"pictures are in {out}, the same command continues"
         )
         return 128 + stopped_by
-    stop.is_patient = False
+    stop.listen(False)
     if is_first():
         _finish(job, columns, time.monotonic())
     return 0
@@ -132,7 +132,7 @@ def _open(
     return _Job(unclip, how, arguments, requests, facts, out, paths, found, scratch, began, loaded)
 
 
-def _draw_missing(job: _Job, stop: StopSignals) -> tuple[int | None, int]:
+def _draw_missing(job: _Job, stop: StopRequests) -> tuple[int | None, int]:
     """This host's share of what is missing; the signal that ended it, and how many all hosts drew.
 
     A picture does not depend on the others, so any share will do, and every host gets as many.

@@ -173,9 +173,9 @@ def _draw(options: TextOptions, prompts: list[str]) -> int:
         raise UserError(f"--out {out} is a file: name a folder")
     from unclip_jax.cli.hosts import join_hosts
     from unclip_jax.cli.runtime import prepare_jax
-    from unclip_jax.cli.stopping import StopSignals
+    from unclip_jax.training.stop_requests import StopRequests
 
-    with StopSignals() as stop:
+    with StopRequests("stopped: the same command continues") as stop:
         prepare_jax()
         join_hosts()
         from unclip_jax.cli.draw_pictures import draw_pictures

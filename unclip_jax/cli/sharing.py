@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unclip_jax.cli.stopping import StopSignals
 from unclip_jax.errors import UserError
 
 if TYPE_CHECKING:
     from unclip_jax.generation.drawing import Drawn
+    from unclip_jax.training.stop_requests import StopRequests
 
 
 def agree(found: np.ndarray, metadata: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -48,7 +48,7 @@ def agree(found: np.ndarray, metadata: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def take_turns(
-    parts: Iterator[Drawn], turns: int, write: Callable[[Drawn], None], stop: StopSignals
+    parts: Iterator[Drawn], turns: int, write: Callable[[Drawn], None], stop: StopRequests
 ) -> int | None:
     """Write all `parts`, unless a signal or a failure on any host ends all of them before.
 
@@ -60,25 +60,21 @@ def take_turns(
     Raises:
         UserError: another host has failed; or this host's own failure.
     """
-    import jax
-
     from unclip_jax.config import MeshConfig
     from unclip_jax.training.processes import Agreement
     from unclip_jax.training.sharding import make_mesh
 
     agreement, failure = Agreement(make_mesh(MeshConfig())), None
     for turn in range(turns + 1):
-        stopped_by = agreement.exchange(stop.number, failure, now=turn in (0, turns))
+        stopped_by = agreement.exchange(stop.received, failure, now=turn in (0, turns))
         if stopped_by is not None or turn == turns:
             return stopped_by
         try:
             if failure is None and (part := next(parts, None)) is not None:
                 write(part)
         except Exception as error:  # whatever it is, the others must hear of it
-            if jax.process_count() == 1:
-                raise
             failure = error
-        stop.is_patient = True
+        stop.listen()
     return None
 
 
