@@ -107,6 +107,18 @@ def test_nothing_is_loaded_or_compiled_for_nothing(
     assert files(tmp_path / "out") == files(whole)
 
 
+def test_pictures_that_went_away_meanwhile_are_missed(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(whole, tmp_path / "out")[5].unlink()
+    all_there = np.full(COUNT, SAME, np.int8)
+    monkeypatch.setattr("unclip_jax.samples.find_pictures", lambda *_: all_there)
+    with pytest.raises(
+        UserError, match=r"1 of 12 pictures are not in .*run the same command again"
+    ):
+        draw(model, tmp_path / "out")
+
+
 def drawn_again(
     model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, *more: str
 ) -> list[tuple[str, int]]:

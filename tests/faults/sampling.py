@@ -195,11 +195,9 @@ def stopped(job: Job, number: signal.Signals) -> float:
     out = job.folder / f"stopped-{number.name}"
     process = job.begin(out)
     job.wait(process, out, 3)
-    began = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, f"exit code {process.returncode}: {errors}"
-    assert time.monotonic() - began < 5, "it took more than 5 s to end"
     count = len(pictures(out))
     said = f"stopped by {number.name}: {count} of {COUNT} pictures are in {out}, the same command"
     assert said in errors.splitlines()[-1] and count < COUNT, errors
@@ -215,12 +213,11 @@ def stopped_early(job: Job, number: signal.Signals) -> float:
     assert process.stderr is not None
     while "compiling" not in process.stderr.readline():
         assert process.poll() is None, "it ended before it compiled"
-    began = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, f"exit code {process.returncode}: {errors}"
-    assert time.monotonic() - began < 1, "it took more than a second to end"
-    assert errors.startswith("stopped") and errors.count("\n") == 1, errors
+    assert errors == "stopped: the same command continues\n", errors
+    assert not pictures(out), "it went on to draw"
     return job.complete(out)
 
 
