@@ -21,6 +21,7 @@ PACKAGE = "unclip_jax"
 FLOORS = {
     "config": 0,
     "errors": 0,
+    "files": 0,
     "diffusion": 1,
     "models": 2,
     "data": 3,
@@ -36,6 +37,7 @@ FLOORS = {
 # Rooms on one floor that may import each other, in this direction only.
 SIDEWAYS = {
     ("config", "errors"),
+    ("files", "errors"),
     ("pipeline", "generation"),
     ("pipeline", "samples"),
     ("editing", "pipeline"),

@@ -23,6 +23,7 @@ from jax import Array
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
 from unclip_jax.generation.drawing import Drawn, Link, Request, draw
+from unclip_jax.generation.facts import picture_facts, stage_id
 from unclip_jax.generation.guides import make_guides
 from unclip_jax.generation.keys import fold_keys, request_keys
 from unclip_jax.generation.model_folder import check_stages, read_model
@@ -55,6 +56,7 @@ class UnCLIP:
     sampling: SamplingConfig = SamplingConfig()
     name: str = ""
     _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _ids: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
@@ -248,46 +250,38 @@ class UnCLIP:
     ) -> list[dict[str, Any]]:
         """What each picture was made from, as it is written into its file."""
         how, prior = sampling or self.sampling, self._prior(prior)
-        return [
-            {
-                "model": self.name,
-                "prompt": request.prompt,
-                "seed": request.seed,
-                "index": request.index,
-                "prior": prior,
-                "prior_steps": how.prior.num_steps,
-                "prior_guidance": how.prior.guidance_scale,
-                "decoder_steps": how.decoder.num_steps,
-                "guidance": how.decoder.guidance_scale,
-                "candidates": how.num_candidates,
-                "upsample": upsample,
-            }
-            for request in requests
-        ]
+        programs = self._programs(how, prior, upsample)
+        names = sorted({name for program in programs for name in program.stages})
+        weights = {name: self._stage_id(name) for name in names}
+        return picture_facts(requests, how, prior, upsample, self.name, weights)
+
+    def _programs(self, how: SamplingConfig, prior: str, upsample: int | None) -> list[RowProgram]:
+        """What draws pictures from text: the prior unless there is none, decoder, upsamplers."""
+        if upsample is not None and upsample not in UPSAMPLED:
+            raise UserError(f"upsample is {upsample}: give {' or '.join(map(str, UPSAMPLED))}")
+        sizes = [size for size in UPSAMPLED if upsample is not None and size <= upsample]
+        first = [] if prior == "none" else [prior_program(self.stage, how, prior)]
+        decoder = decoder_program(self.stage, how, as_float=bool(sizes))
+        last = [self._upsampler(size, how, as_float=size != sizes[-1]) for size in sizes]
+        return [*first, decoder, *last]
 
     def _links(
         self, requests: Sequence[Request], how: SamplingConfig, prior: str, upsample: int | None
     ) -> tuple[list[Link], dict[str, Any]]:
         """The stages that these pictures go through, and the rows that they start from."""
-        if upsample is not None and upsample not in UPSAMPLED:
-            raise UserError(f"upsample is {upsample}: give {' or '.join(map(str, UPSAMPLED))}")
-        sizes = [size for size in UPSAMPLED if upsample is not None and size <= upsample]
+        programs = self._programs(how, prior, upsample)
         texts = [request.prompt for request in requests]
         keys = request_keys([r.seed for r in requests], [r.index for r in requests])
         rows = {"tokens": self.tokenizer(texts), **self._guide_rows(texts, how)}
-        decoder = decoder_program(self.stage, how, as_float=bool(sizes))
         links, reads = [], {name: name for name in rows}
         if prior != "none":
-            program = prior_program(self.stage, how, prior)
             given = {"tokens": "tokens", "keys": "keys_0"}
-            links.append(Link(program, given, "embedding"))
+            links.append(Link(programs.pop(0), given, "embedding"))
             reads["embedding"] = "embedding"
-        links.append(Link(decoder, {**reads, "keys": "keys_1"}, "image"))
-        for number, size in enumerate(sizes, 2):
-            program = self._upsampler(size, how, as_float=size != sizes[-1])
-            given = {"image": "image", "keys": f"keys_{number}"}
-            links.append(Link(program, given, "image"))
-        for number in range(2 + len(sizes)):
+        for number, program in enumerate(programs, 1):
+            given = reads if number == 1 else {"image": "image"}
+            links.append(Link(program, {**given, "keys": f"keys_{number}"}, "image"))
+        for number in range(1 + len(programs)):
             rows[f"keys_{number}"] = np.asarray(jax.random.key_data(fold_keys(keys, number)))
         return links, rows
 
@@ -307,6 +301,11 @@ class UnCLIP:
         """The program over rows, those that are None left out."""
         given = {name: _on_host(array) for name, array in rows.items() if array is not None}
         return self._runner.run(program, given, how.batch_size)
+
+    def _stage_id(self, name: str) -> str:
+        if name not in self._ids:
+            self._ids[name] = stage_id(self.stages[name])
+        return self._ids[name]
 
     @cached_property
     def _runner(self) -> RowRunner:

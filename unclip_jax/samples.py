@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.data.images import MAX_PIXELS, decode_image, make_grid, save_png
+from unclip_jax.data.images import MAX_PIXELS, BadImage, decode_image, make_grid, save_png
+from unclip_jax.data.png_text import read_png_text
 from unclip_jax.errors import UserError
+from unclip_jax.files import meant_for
 
 WAITING = 64
 """Pictures that may wait to be written before the caller of `PictureWriter.add` does."""
+KEY = "unclip"
+"""Of the text in a PNG that says what it was made from."""
+MISSING, OTHER, SAME = 0, 1, 2
+"""What `find_pictures` says of a file: not there; cut off or made from something else; as asked."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class PictureWriter:
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="png")
         self._room = BoundedSemaphore(WAITING)
         self._begun: list[Future[None]] = []
+        self.added = 0
+        """Pictures; after the end without an error all of them are on disk."""
 
     def add(self, number: int, image: np.ndarray, facts: dict[str, Any]) -> None:
         """Queue a picture.
@@ -83,10 +91,13 @@ class PictureWriter:
             future.result()
         path = self._folder / picture_name(number, facts)
         self._begun.append(self._pool.submit(self._write, path, image, facts))
+        self.added += 1
 
     def _write(self, path: Path, image: np.ndarray, facts: dict[str, Any]) -> None:
         try:
-            save_png(path, image, {"unclip": json.dumps(facts, ensure_ascii=False)})
+            save_png(path, image, {KEY: _text(facts)})
+        except UserError as error:
+            raise UserError(f"{error}: it continues") from None
         finally:
             self._room.release()
 
@@ -105,6 +116,45 @@ class PictureWriter:
                 future.result()
 
 
+def find_pictures(folder: Path, metadata: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Which pictures of a job are in its folder already.
+
+    A file is trusted by the text before its pixels and its end (see `read_png_text`): it appeared
+    under its name when it was whole.
+
+    Args:
+        metadata: of each picture, in order, as for `PictureWriter.add`.
+    Returns:
+        [N] int8 of MISSING, OTHER and SAME.
+    """
+    there = _names(folder)
+
+    def look(number: int) -> int:
+        facts = metadata[number]
+        name = picture_name(number, facts)
+        if name not in there:
+            return MISSING
+        try:
+            return SAME if read_png_text(folder / name, KEY) == _text(facts) else OTHER
+        except OSError:
+            return OTHER
+
+    with ThreadPoolExecutor(16) as pool:  # on a network's disk each file is a wait
+        return np.fromiter(pool.map(look, range(len(metadata))), np.int8, len(metadata))
+
+
+def find_scratch(folder: Path, names: Container[str]) -> list[Path]:
+    """Unfinished files that were to become one of `names`: of a killed writer, or being written."""
+    return [folder / name for name in _names(folder) if (meant_for(name) or "") in names]
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:  # it is not there yet, or what writes into it will say why not
+        return set()
+
+
 def picture_name(number: int, facts: dict[str, Any]) -> str:
     """Of a picture's file, as '00012_a-red-apple_3.png': its number, prompt and index."""
     return f"{number:05d}_{_slug(facts['prompt'])}_{facts['index']}.png"
@@ -116,12 +166,14 @@ def grid_of_files(paths: Sequence[Path], columns: int) -> tuple[np.ndarray, int]
     Returns:
         the grid [H, W, 3] uint8, and how many of the pictures are in it.
     Raises:
-        UserError: one of them is not there.
+        UserError: one of them is not there or cannot be decoded.
     """
 
     def read(path: Path) -> np.ndarray:
         try:
             return decode_image(path.read_bytes(), name=str(path))
+        except BadImage as error:
+            raise UserError(f"{error}: delete it and run the same command again") from None
         except OSError as error:
             raise UserError(
                 f"no grid: {error}; let all hosts write into one folder that each of them sees"
@@ -131,6 +183,10 @@ def grid_of_files(paths: Sequence[Path], columns: int) -> tuple[np.ndarray, int]
     rows = max(1, MAX_PIXELS // (columns * first.shape[0] * first.shape[1]))
     shown = paths[: rows * columns]
     return make_grid(np.stack([first, *map(read, shown[1:])]), columns), len(shown)
+
+
+def _text(facts: dict[str, Any]) -> str:
+    return json.dumps(facts, ensure_ascii=False)
 
 
 def _slug(text: str) -> str:

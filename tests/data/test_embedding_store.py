@@ -23,12 +23,13 @@ from unclip_jax.data.embedding_batches import make_embedding_batches
 from unclip_jax.data.embedding_manifest import Description, Manifest, StoredData, tokenizer_id
 from unclip_jax.data.embedding_shard import Encoders, ShardFile
 from unclip_jax.data.embedding_store import EmbeddingStore, check_fits, open_store
-from unclip_jax.data.embedding_writer import write_store, write_whole
+from unclip_jax.data.embedding_writer import write_store
 from unclip_jax.data.images import BadImage
 from unclip_jax.data.pipeline import Batch, make_batches
 from unclip_jax.data.records import Record
 from unclip_jax.data.tokenizer import Tokenizer, train_bpe
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 SIZE, LENGTH, WIDTH, ROWS = 4, 16, 4, 23
 BAD = (2, 9, 10)

@@ -91,7 +91,10 @@ class TextOptions:
     stages_at_once: Literal["all", "one"] | None = None
     """Weights on the devices together: of all stages, or of one at a time for less memory."""
     out: str = "out"
-    """Folder for the pictures."""
+    """Folder for the pictures. Those that are in it and were made from the same prompt, seed,
+    settings and weights stay as they are, so a job that was killed continues; others of the same
+    number and prompt are replaced. SIGTERM and Ctrl-C end a job after the micro-batch that is being
+    drawn, with exit code 143 and 130; a second one ends it at once."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -170,23 +173,25 @@ def _draw(options: TextOptions, prompts: list[str]) -> int:
         raise UserError(f"--out {out} is a file: name a folder")
     from unclip_jax.cli.hosts import join_hosts
     from unclip_jax.cli.runtime import prepare_jax
+    from unclip_jax.training.stop_requests import StopRequests
 
-    prepare_jax()
-    join_hosts()
-    from unclip_jax.cli.draw_pictures import draw_pictures
-    from unclip_jax.generation.drawing import Request
+    with StopRequests("stopped: the same command continues") as stop:
+        prepare_jax()
+        join_hosts()
+        from unclip_jax.cli.draw_pictures import draw_pictures
+        from unclip_jax.generation.drawing import Request
 
-    requests = [Request(p, options.seed, i) for p in prompts for i in range(options.num_images)]
-    draw_pictures(
-        options.model,
-        requests,
-        lambda default: _sampling(options, default),
-        out,
-        columns=options.num_images,
-        prior=options.prior,
-        upsample=options.upsample,
-    )
-    return 0
+        requests = [Request(p, options.seed, i) for p in prompts for i in range(options.num_images)]
+        return draw_pictures(
+            options.model,
+            requests,
+            lambda default: _sampling(options, default),
+            out,
+            stop,
+            columns=options.num_images,
+            prior=options.prior,
+            upsample=options.upsample,
+        )
 
 
 def _sampling(options: TextOptions, default: Any) -> Any:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +31,7 @@ from unclip_jax.data.embedding_manifest import (
 from unclip_jax.data.embedding_shard import Encoders, ShardFile, make_shard, pack_shard
 from unclip_jax.data.records import Source
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 
 def write_store(
@@ -78,31 +77,6 @@ def write_store(
             speed = done / max(time.monotonic() - began, 1e-9)
             say(f"{shard_path(folder, shard).name}: {done:,} of {total:,} rows, {speed:,.0f}/s")
     return _finish(folder, made_of) or replace(manifest, finished=False, shards=())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all, even if the machine loses power.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(scratch, 0o644)  # mkstemp makes files that only their owner reads
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}): mend that and run the same command "
-            "again, it continues"
-        ) from None
 
 
 def _claim(folder: Path, made_of: Description) -> Manifest:

@@ -10,14 +10,13 @@ import io
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
@@ -128,25 +127,12 @@ def save_png(
         image: [H, W, 3] or [H, W] uint8.
         metadata: texts that go into the file (PNG iTXt), in the order given.
     Raises:
-        UserError: the folder is missing or cannot be written.
+        UserError: it cannot be written, see `write_whole`.
     """
-    target = Path(path)
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
-    data = encode_png(image, info)
-    try:
-        handle, scratch = tempfile.mkstemp(prefix=f".{target.name[:40]}-", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(scratch, 0o644)  # mkstemp makes files that only their owner reads
-            os.replace(scratch, target)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
+    write_whole(path, encode_png(image, info))
 
 
 def make_grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:

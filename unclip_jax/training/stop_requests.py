@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first ends a run with a checkpoint, the second at once.
+"""SIGTERM and SIGINT: the first lets a run end by itself, the second ends it at once.
 
 Python runs its own handlers only between two of its instructions, not while a compiler or a save
 runs below it for minutes. So a thread hears of every signal through a pipe that the interpreter
@@ -21,9 +21,13 @@ class StopRequests:
     """In use as a context; outside the main thread it does nothing, the caller handles signals.
 
     Until `listen` is called there is nothing to save, and the first signal ends the process too.
+
+    Args:
+        unheard: what is said then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unheard: str = "stopped before the first step") -> None:
+        self._unheard = unheard
         self._received: int | None = None
         self._is_listening = False
         self._is_active = threading.current_thread() is threading.main_thread()
@@ -33,9 +37,9 @@ class StopRequests:
         """The first signal that came."""
         return self._received
 
-    def listen(self) -> None:
-        """From now on the first signal waits for a checkpoint."""
-        self._is_listening = True
+    def listen(self, is_listening: bool = True) -> None:
+        """From now on somebody looks at `received`, and the first signal waits for that."""
+        self._is_listening = is_listening
 
     def __enter__(self) -> StopRequests:
         if self._is_active:
@@ -54,7 +58,7 @@ class StopRequests:
             if number not in SIGNALS:
                 continue
             if self._received is not None or not self._is_listening:
-                what = "stopped at once" if self._received else "stopped before the first step"
+                what = "stopped at once" if self._received else self._unheard
                 print(what, file=sys.stderr, flush=True)
                 os._exit(128 + number)
             self._received = number
