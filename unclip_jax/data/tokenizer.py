@@ -17,6 +17,7 @@ import numpy as np
 
 from unclip_jax.data import bpe
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 SMALLEST_VOCAB_SIZE = 2 * 256 + 2  # every byte, every byte that ends a word, SOT and EOT
 CLIP_VOCAB_SIZE = SMALLEST_VOCAB_SIZE + bpe.CLIP_MERGES
@@ -199,7 +200,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to a file, by convention `tokenizer.json` beside the weights."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_whole(path, (text + "\n").encode())
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from unclip_jax.config import DataConfig
 from unclip_jax.data.embedding_store import EmbeddingStore
 from unclip_jax.data.records import Source
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.models.ar_prior import ARPriorConfig
 from unclip_jax.models.clip import CLIPConfig
 from unclip_jax.models.embedding_codes import CodeConfig, EmbeddingCodes, fit_codes
@@ -50,13 +50,11 @@ def fit_codes_on_data(
 
 def save_codes(codes: EmbeddingCodes, path: Path) -> None:
     """Write the arrays as safetensors, whole or not at all."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {field.name: np.asarray(getattr(codes, field.name)) for field in fields(codes)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    save_file(arrays, scratch)
-    os.replace(scratch, path)
+    write_whole(path, save(arrays))
 
 
 def load_codes(path: Path, model: ARPriorConfig) -> EmbeddingCodes:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 Kind = Literal["start", "compile", "input", "save", "preview", "recover"]
 KINDS: tuple[Kind, ...] = ("start", "compile", "input", "save", "preview", "recover")
@@ -91,9 +93,9 @@ class Goodput:
             "last_step": self._last,
             "seconds": self.seconds(),
         }
-        scratch = self._path.with_suffix(".tmp")
-        scratch.write_text(json.dumps([*self._earlier, entry], indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, self._path)
+        text = json.dumps([*self._earlier, entry], indent=1) + "\n"
+        with contextlib.suppress(UserError):  # it only tells: no reason to stop a run
+            write_whole(self._path, text.encode())
 
     def summary(self) -> str:
         """This start's shares in one line."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -45,7 +45,7 @@ def write_manifest(
     Args:
         recipe: by which it was made, for whoever finds it.
     Raises:
-        OSError: no space is left, or the folder is gone.
+        OSError, UserError: no space is left, or the folder is gone.
     """
     names = sorted(_files(folder))
     hashes = _in_threads(lambda name: _sha256(folder / name), names)
@@ -57,12 +57,7 @@ def write_manifest(
         loss = None  # JSON has no name for it
     content = {"format": FORMAT, "loss": loss, "recipe": recipe}
     content |= {"leaves": leaves, "files": files}
-    scratch = folder / f"{FILE}.tmp"
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())  # after a power cut a name without its bytes would be worse
-    os.replace(scratch, folder / FILE)
+    write_whole(folder / FILE, json.dumps(content, indent=1).encode())
 
 
 def read_manifest(folder: Path) -> Manifest | str:
@@ -128,7 +123,7 @@ def _items(content: Any) -> Iterable[Any]:
 
 def _files(folder: Path) -> Iterable[str]:
     for path in folder.rglob("*"):
-        if path.is_file() and not path.name.startswith(FILE):
+        if path.is_file() and FILE not in path.name:  # nor its scratch file
             yield path.relative_to(folder).as_posix()
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 
 class MetricWriter:
@@ -23,7 +24,8 @@ class MetricWriter:
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False) -> None:
         self._path = workdir / "metrics.jsonl"
         _drop_lines_after(self._path, resume_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting = b""  # for room on a full disk
         self._tensorboard: Any = None
         if tensorboard:
             try:
@@ -37,20 +39,28 @@ class MetricWriter:
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line; a value that is not finite becomes null."""
         row = {k: (float(v) if math.isfinite(v) else None) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
+        self._write_waiting()
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
 
     def go_back(self, step: int) -> None:
         """Remove the lines after `step`, which will be written again."""
+        self._waiting = b""
         self._file.close()
         _drop_lines_after(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
+
+    def _write_waiting(self) -> None:
+        # A full disk is for the checkpoints to tell: whether it ends the run is a field of theirs.
+        with contextlib.suppress(OSError):
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
         """Flush everything to disk."""
+        self._write_waiting()
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -66,9 +76,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # half a line, from a run that was killed while writing it
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(kept), encoding="utf-8")
-    os.replace(scratch, path)
+    write_whole(path, "".join(kept).encode())
 
 
 class Progress:

@@ -7,7 +7,6 @@ batches of steps that follow are counted from there, so a run killed later conti
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 
 from unclip_jax.config import GuardConfig
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 FILE = "rollbacks.jsonl"
 
@@ -82,9 +82,7 @@ class Rollbacks:
         self._all.append(Rollback(step, to, self.first_batch(step), reason))
         if self._is_first:
             lines = "".join(json.dumps(asdict(one)) + "\n" for one in self._all)
-            scratch = self._path.with_suffix(".tmp")
-            scratch.write_text(lines, encoding="utf-8")
-            os.replace(scratch, self._path)
+            write_whole(self._path, lines.encode())
 
 
 class SkipWatch:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.training.recipe import Recipe, recipe_from_json, recipe_to_json
 
 # What may change between two calls of the same run.
@@ -67,9 +67,6 @@ def write_description(
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be made ({error.strerror})") from error
     config = {"recipe": recipe_to_json(recipe), "clip": clip_id}
-    scratch = workdir / "config.json.tmp"
-    scratch.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if tokenizer is not None and not (workdir / "tokenizer.json").exists():
-        tokenizer.save(workdir / "tokenizer.json.tmp")
-        os.replace(workdir / "tokenizer.json.tmp", workdir / "tokenizer.json")
-    os.replace(scratch, workdir / "config.json")
+        tokenizer.save(workdir / "tokenizer.json")
+    write_whole(workdir / "config.json", (json.dumps(config, indent=1) + "\n").encode())

@@ -5,7 +5,6 @@ What `diffusion.analytic` makes the best sampling variances of (Bao et al. 2022)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from jax import Array
 
 from unclip_jax.diffusion.analytic import score_norms
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.models.prior import DiffusionPrior
 from unclip_jax.training.objectives.conditions import Pairs
 from unclip_jax.training.recipes.prior import PriorRecipe
@@ -79,12 +79,10 @@ def save_score_norms(gamma: np.ndarray, path: Path, step: int) -> None:
     Args:
         step: of the weights that were measured, kept in the file's metadata.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    scratch = path.with_name(path.name + ".tmp")
     arrays = {"score_norms": np.asarray(gamma, np.float32)}
-    save_file(arrays, scratch, metadata={"step": str(step)})
-    os.replace(scratch, path)
+    write_whole(path, save(arrays, metadata={"step": str(step)}))
 
 
 def load_score_norms(path: Path, num_timesteps: int, step: int) -> np.ndarray | None:
