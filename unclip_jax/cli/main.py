@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -58,6 +59,8 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # Pillow warns above 89 million pixels; `decode_image` refuses 64 million in words of its own.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:

@@ -19,6 +19,7 @@ from unclip_jax.bounded import read_json
 from unclip_jax.data import bpe
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
+from unclip_jax.models.limits import EXCEPTIONS
 
 SMALLEST_VOCAB_SIZE = 2 * 256 + 2  # every byte, every byte that ends a word, SOT and EOT
 CLIP_VOCAB_SIZE = SMALLEST_VOCAB_SIZE + bpe.CLIP_MERGES
@@ -266,6 +267,9 @@ def _remember(cache: dict[str, list[int]], key: str, ids: list[int]) -> None:
 
 
 def _check_sizes(vocab_size: int, context_length: int) -> None:
+    for name, value in (("vocab_size", vocab_size), ("context_length", context_length)):
+        if value > EXCEPTIONS[name]:
+            raise UserError(f"tokenizer.{name} is {value}: give {EXCEPTIONS[name]} or fewer")
     if vocab_size < SMALLEST_VOCAB_SIZE:
         raise UserError(
             f"tokenizer.vocab_size is {vocab_size}, which has no room for the bytes: "

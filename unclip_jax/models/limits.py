@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from typing import Any
 
 from unclip_jax.errors import UserError
@@ -46,7 +47,7 @@ def check_sizes(config: Any) -> None:
         least = 0 if field.name in _MAY_BE_ZERO else 1
         for number in numbers:
             if type(number) is int and not least <= number <= most:
-                shown = number if abs(number) < 10**12 else f"{number:.1e}"
+                shown = reprlib.repr(number)
                 raise UserError(f"{field.name} is {shown}: give {least} to {most}")
 
 
