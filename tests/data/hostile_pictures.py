@@ -1,8 +1,8 @@
 """Pictures from strangers: what each must become, or the words it is refused with.
 
 `python -m tests.data.hostile_pictures SIDE` decodes all in a process of its own and prints as JSON
-the words, the seconds and the megabytes that each took. The peak is Linux's VmHWM, reset before each:
-`getrusage` would also count what the process was forked from.
+the words, the seconds and the megabytes that each took. The peak is Linux's VmHWM, reset before
+each: `getrusage` would also count what the process was forked from.
 """
 
 from __future__ import annotations

@@ -118,9 +118,31 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         "format": FORMAT,
         "step": stage.step,
         "clip": stage.clip_id,
-        "recipe": recipe_to_json(stage.recipe),
+        "recipe": without_places(recipe_to_json(stage.recipe)),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def without_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's JSON for others to read: of an absolute path only its last name.
+
+    The user's own paths stay in the run folder, which needs them to go on. Texts in lists are
+    captions and names, and stay.
+    """
+
+    def last_name(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: last_name(item) for key, item in value.items()}
+        if not isinstance(value, str):
+            return value
+        kind, colon, place = value.rpartition(":")  # 'tfds:/data/squares/1.2.0'
+        is_path = place.startswith(("/", "~", "\\")) or (len(kind) == 1 and colon)
+        if not is_path:
+            return value
+        name = place.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        return f"{kind}:{name}" if len(kind) > 1 else name
+
+    return last_name(data)
 
 
 def check_stage_folder(folder: Path) -> None:
