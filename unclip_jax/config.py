@@ -273,7 +273,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if Ellipsis in args or len(value) == len(args):
             return tuple(_typed(element, item, f"{where}[{i}]") for i, item in enumerate(value))
     # Neither NaN nor an infinity: no comparison that checks a field would notice NaN.
-    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and abs(value) <= sys.float_info.max:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

@@ -141,6 +141,10 @@ CASES: dict[str, tuple[Callable[[], bytes], list[str]]] = {
         + header(b"short.png", 512) + bytes(512) + GOOD,
         ["good"],
     ),
+    "a header with another checksum": (
+        lambda: GOOD + b"b" + member("a.png", _PNG)[1:] + sample("c", "c"),
+        ["good"],
+    ),
     "no end": (lambda: GOOD, ["good"]),
     "a shard after the end": (lambda: GOOD + bytes(1024) + sample("a", "hidden"), ["good"]),
 }  # fmt: skip

@@ -62,6 +62,6 @@ def check_patches(image_size: int, patch_size: int) -> None:
 
 def check_blocks(depth: tuple[int, ...], levels: int) -> None:
     """UserError if the levels of a U-Net have more than 256 residual blocks together."""
-    count = sum(depth) if len(depth) > 1 else depth[0] * levels
+    count = depth[0] * levels if len(depth) == 1 else sum(depth)
     if count > _MOST_BLOCKS:
         raise UserError(f"depth {depth} makes {count} blocks: give {_MOST_BLOCKS} or fewer")
