@@ -274,8 +274,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return tuple(_typed(element, item, f"{where}[{i}]") for i, item in enumerate(value))
     # Neither NaN nor an infinity: no comparison that checks a field would notice NaN.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and is_number and abs(value) <= sys.float_info.max:
-        return float(value)
+    if hint is float and is_number and abs(typing.cast(float, value)) <= sys.float_info.max:
+        return float(typing.cast(float, value))
     if hint in (int, str, bool) and type(value) is hint:
         return value
     raise UserError(f"{where} is {_repr(value)}: expected {getattr(hint, '__name__', hint)}")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,8 @@ def _pictures(side: int) -> Iterator[Outcome]:
     yield _count(f"pictures of {side} × {side}", fits, f"decoded in {most:.0f} MB at most")
 
 
-def _measured(module: str, argument: str) -> dict[str, tuple[str, float, float]]:
+def _measured(module: str, argument: str) -> Any:
+    """What the module prints: words, seconds and megabytes, by name or in the order of its cases."""
     command = [sys.executable, "-m", module, argument]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return json.loads(done.stdout)
@@ -143,12 +145,12 @@ def _stages(folder: Path) -> Outcome:
     found = _measured("tests.training.hostile_stages", str(folder))
 
     def refuses(number: int, words: str) -> Callable[[], bool]:
-        said, seconds, megabytes = found[number]  # pyright: ignore[reportArgumentType]
+        said, seconds, megabytes = found[number]
         return lambda: bool(re.search(words, said)) and seconds < 2 and megabytes < 300
 
     cases = enumerate(hostile_stages.CASES.items())
     checks = {name: refuses(number, words) for number, (name, (_, words)) in cases}
-    most = max(megabytes for _, _, megabytes in found)  # pyright: ignore[reportGeneralTypeIssues]
+    most = max(megabytes for _, _, megabytes in found)
     note = f"one line, {most:.0f} MB at most"
     return _count("stages with hostile weights, configs and tokenizers", checks, note)
 
