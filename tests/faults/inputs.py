@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def try_faults(rounds: int, folder: Path) -> Iterator[Outcome]:
     yield from _prompts(folder)
 
 
-def _count(fault: str, checks: dict[str, Callable[[], bool]], note: str) -> Outcome:
+def _count(fault: str, checks: Mapping[str, Callable[[], bool]], note: str) -> Outcome:
     """Any exception of a check is a failure, and is named."""
     failed = []
     for name, check in checks.items():
@@ -87,7 +87,7 @@ def _pictures(side: int) -> Iterator[Outcome]:
 
 
 def _measured(module: str, argument: str) -> Any:
-    """What the module prints: words, seconds and megabytes, by name or in the order of its cases."""
+    """The words, seconds and megabytes that a module prints for its cases."""
     command = [sys.executable, "-m", module, argument]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return json.loads(done.stdout)
@@ -96,7 +96,8 @@ def _measured(module: str, argument: str) -> Any:
 def _captions(path: Path) -> list[str]:
     with contextlib.redirect_stderr(io.StringIO()):
         source = TarSource(str(path))
-    return [caption for index in range(len(source)) for caption in source[index].captions]
+    found: Any = [source[index].captions for index in range(len(source))]
+    return [caption for captions in found for caption in captions]
 
 
 def _shards(folder: Path) -> Outcome:
