@@ -22,6 +22,8 @@ FLOORS = {
     "config": 0,
     "errors": 0,
     "files": 0,
+    "bounded": 0,
+    "printable": 0,
     "diffusion": 1,
     "models": 2,
     "data": 3,
@@ -38,6 +40,7 @@ FLOORS = {
 SIDEWAYS = {
     ("config", "errors"),
     ("files", "errors"),
+    ("config", "printable"),
     ("pipeline", "generation"),
     ("pipeline", "samples"),
     ("editing", "pipeline"),

@@ -8,12 +8,15 @@ checkpoint, and read back as data: `from_dict` never executes anything.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
+import sys
 import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from unclip_jax.errors import UserError
+from unclip_jax.printable import printable
 
 T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16"]
@@ -231,18 +234,19 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         UserError: a key that `cls` does not have, or a value of another type; names the field.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{where or 'config'}: expected an object with fields, found {data!r}")
+        raise UserError(f"{where or 'config'}: expected an object with fields, found {_repr(data)}")
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
             raise UserError(
-                f"{where}{key}: no such field; {cls.__name__} has {', '.join(sorted(known))}"
+                f"{where}{printable(key)}: no such field; "
+                f"{cls.__name__} has {', '.join(sorted(known))}"
             )
     values = {key: _typed(hints[key], value, where + key) for key, value in data.items()}
     try:
         return cls(**values)
-    except TypeError as error:
+    except (TypeError, ArithmeticError, IndexError) as error:
         raise UserError(f"{where or cls.__name__}: {error}") from None
 
 
@@ -266,9 +270,17 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         element = args[0]
-        return tuple(_typed(element, item, f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        if Ellipsis in args or len(value) == len(args):
+            return tuple(_typed(element, item, f"{where}[{i}]") for i, item in enumerate(value))
+    # Neither NaN nor an infinity: no comparison that checks a field would notice NaN.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and abs(typing.cast(float, value)) <= sys.float_info.max:
+        return float(typing.cast(float, value))
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise UserError(f"{where} is {value!r}: expected {getattr(hint, '__name__', hint)}")
+    raise UserError(f"{where} is {_repr(value)}: expected {getattr(hint, '__name__', hint)}")
+
+
+def _repr(value: Any) -> str:
+    """What a message shows of a value, however long or deep it is."""
+    return printable(reprlib.repr(value))

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from unclip_jax.cli import main as command_line
-from unclip_jax.cli import sample
+from unclip_jax.cli import prompts, sample
 from unclip_jax.errors import UserError
 
 
 def test_text_lines_without_comments_and_blanks(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# animals\n a red fox \n\n#\nnumber #1 hat\n", encoding="utf-8")
-    assert sample.read_prompts(path) == ["a red fox", "number #1 hat"]
+    assert prompts.read_prompts(path) == ["a red fox", "number #1 hat"]
 
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": " ü ", "seed": 3}\n', encoding="utf-8")
-    assert sample.read_prompts(path) == ["a", "ü"]
+    assert prompts.read_prompts(path) == ["a", "ü"]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("number.jsonl", b'{"prompt": 3}\n', "number.jsonl:1 has no text"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1 has no text"),
         ("other.csv", b"a,b\n", "give a .txt file or a .jsonl file"),
-        ("latin.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("latin.txt", b"\xff\xfe\x00", "latin.txt:1 is not UTF-8"),
         ("missing.txt", None, "cannot be read"),
     ],
 )
@@ -41,7 +41,7 @@ def test_files_that_are_no_prompts(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=reason):
-        sample.read_prompts(tmp_path / name)
+        prompts.read_prompts(tmp_path / name)
 
 
 @pytest.mark.parametrize(

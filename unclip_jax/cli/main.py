@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from unclip_jax.errors import UserError
+from unclip_jax.printable import printable
 
 VERBS = {
     "train": "train a stage from a recipe",
@@ -24,6 +27,8 @@ VERBS = {
 }
 _MODULES = {"text": "sample"}
 """Where a verb is not its module's name."""
+_LONGEST = 4000
+"""Characters of a line about a mistake."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,12 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> None:
-    """`command(arguments)`; a user's mistake becomes one line on standard error and a code."""
+    """`command(arguments)`; a user's mistake becomes one line on standard error and a code.
+
+    What that line quotes from outside (a name, a prompt) is escaped, so that it cannot act on the
+    terminal; and no file's name, in whatever encoding, can make printing it fail.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Pillow warns above 89 million pixels; `decode_image` refuses 64 million in words of its own.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:
         lines = [*error.details, f"error: {' '.join(str(error).split())}"]
-        print("\n".join(lines), file=sys.stderr)
+        print("\n".join(printable(line, _LONGEST) for line in lines), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

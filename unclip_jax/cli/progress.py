@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from unclip_jax.printable import printable
+
 
 def say(text: str) -> None:
-    """A line, once for all hosts that work together."""
+    """A line, once for all hosts that work together; what would act on a terminal is escaped."""
     jax = sys.modules.get("jax")
     if jax is None or jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text, None), file=sys.stderr, flush=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from unclip_jax.cli.overrides import parse
+from unclip_jax.cli.prompts import check_prompts, read_prompts
 from unclip_jax.errors import UserError
 
 VERBS = ("text",)
@@ -120,51 +120,12 @@ def main(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"verb {verb!r} is unknown: choose one of {', '.join(VERBS)}")
     options = parse(TextOptions, rest, default=None, program="sample.py text")
-    prompts = list(options.prompt)
+    prompts = check_prompts(options.prompt)
     if options.prompts is not None:
         prompts += read_prompts(Path(options.prompts))
     if not prompts:
         raise UserError('there is no prompt: sample.py text "a red apple, 3d style", or --prompts')
     return _draw(options, prompts)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a .txt or .jsonl file, in order.
-
-    Raises:
-        UserError: the file cannot be read, a line is not what its kind asks for, or none is there.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path} cannot be read: {error}") from error
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"--prompts {path}: give a .txt file or a .jsonl file")
-    read = _json_prompts if path.suffix == ".jsonl" else _text_prompts
-    prompts = list(read(path, lines))
-    if not prompts:
-        raise UserError(f"--prompts {path} holds no prompt: write one a line")
-    return prompts
-
-
-def _text_prompts(path: Path, lines: list[str]) -> Iterator[str]:
-    for line in lines:
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield line.strip()
-
-
-def _json_prompts(path: Path, lines: list[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number} is not JSON ({error})") from None
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f'{path}:{number} has no text in "prompt": write {{"prompt": "..."}}')
-        yield prompt.strip()
 
 
 def _draw(options: TextOptions, prompts: list[str]) -> int:

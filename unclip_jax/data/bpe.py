@@ -80,20 +80,44 @@ def unspell(pieces: Iterable[str]) -> str:
 
 
 def merge_pieces(pieces: list[str], ranks: Mapping[Merge, int]) -> list[str]:
-    """Merge the pair of lowest rank everywhere, again and again, until no pair has a rank."""
-    unknown = len(ranks)
-    while len(pieces) > 1:
-        best = min(itertools.pairwise(pieces), key=lambda pair: ranks.get(pair, unknown))
-        if best not in ranks:
-            break
-        merged: list[str] = []
-        i = 0
-        while i < len(pieces):
-            is_pair = i + 1 < len(pieces) and (pieces[i], pieces[i + 1]) == best
-            merged.append(pieces[i] + pieces[i + 1] if is_pair else pieces[i])
-            i += 2 if is_pair else 1
-        pieces = merged
-    return pieces
+    """Merge the pair of lowest rank everywhere, again and again, until no pair has a rank.
+
+    In O(n log n): a caption from outside may be one word of a megabyte.
+    """
+    if len(pieces) < 2:
+        return pieces
+    pieces = list(pieces)
+    after = [*range(1, len(pieces)), -1]
+    before = list(range(-1, len(pieces) - 1))
+    waiting: list[tuple[int, int, Merge]] = []
+
+    def offer(left: int) -> None:
+        pair = (pieces[left], pieces[after[left]])
+        if (rank := ranks.get(pair)) is not None:
+            heapq.heappush(waiting, (rank, left, pair))
+
+    for left in range(len(pieces) - 1):
+        offer(left)
+    while waiting:
+        best = waiting[0][0]
+        merged: list[int] = []
+        # All places of this pair from left to right, before a pair that they make is looked at.
+        while waiting and waiting[0][0] == best:
+            _, left, (first, second) = heapq.heappop(waiting)
+            right = after[left]
+            if right < 0 or pieces[left] != first or pieces[right] != second:
+                continue  # out of date: one of the two has been merged
+            pieces[left], pieces[right] = first + second, ""
+            after[left] = after[right]
+            if after[left] >= 0:
+                before[after[left]] = left
+            merged.append(left)
+        for left in merged:
+            if before[left] >= 0:
+                offer(before[left])
+            if after[left] >= 0:
+                offer(left)
+    return [piece for piece in pieces if piece]
 
 
 def learn_merges(corpus: Iterable[str], max_merges: int) -> tuple[Merge, ...]:

@@ -8,15 +8,16 @@ and `captions` the caption, which may be a list.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from unclip_jax.data.images import MAX_BYTES, BadImage
-from unclip_jax.data.records import PICTURES, Record, clean_captions
+from unclip_jax.bounded import parse_json, read_bounded
+from unclip_jax.data.images import picture_bytes
+from unclip_jax.data.records import MAX_TEXT, PICTURES, Record, clean_captions
 from unclip_jax.errors import UserError
+from unclip_jax.printable import printable
 
 LISTS = ("captions.jsonl", "metadata.jsonl")
 _FILE_KEYS = ("file", "image", "file_name")
@@ -58,8 +59,8 @@ class FolderSource:
             kept = {name for name, _ in self._items}
             first = next(name for name in names if name not in kept)
             print(
-                f"{folder}: {missing} of {len(names)} pictures have no caption and are left out, "
-                f"the first is {first}",
+                f"{printable(folder)}: {missing} of {len(names)} pictures have no caption and are "
+                f"left out, the first is {printable(first)}",
                 file=sys.stderr,
             )
 
@@ -68,10 +69,7 @@ class FolderSource:
 
     def __getitem__(self, index: int, /) -> Record:
         name, captions = self._items[index]
-        path = self._folder / name
-        if path.stat().st_size > MAX_BYTES:
-            raise BadImage(name, f"the file has more than {MAX_BYTES} bytes")
-        return Record(name, path.read_bytes(), captions)
+        return Record(name, picture_bytes(self._folder / name, name=name), captions)
 
 
 def _find_pictures(folder: Path) -> list[str]:
@@ -88,10 +86,10 @@ def _find_pictures(folder: Path) -> list[str]:
 def _read_text(picture: Path) -> tuple[str, ...]:
     text = picture.with_suffix(".txt")
     try:
-        return clean_captions(text.read_text(encoding="utf-8-sig"))
+        return clean_captions(read_bounded(text, MAX_TEXT).decode("utf-8-sig"))
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{text}: cannot be read as UTF-8 ({error})") from None
 
 
@@ -102,7 +100,8 @@ def _read_lists(folder: Path) -> dict[str, tuple[str, ...]]:
         if not path.is_file():
             continue
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            # Not splitlines: a caption may hold U+2028, which JSON does not escape.
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8 ({error})") from None
         for number, line in enumerate(lines, 1):
@@ -114,7 +113,7 @@ def _read_lists(folder: Path) -> dict[str, tuple[str, ...]]:
 
 def _read_line(line: str, where: str) -> tuple[str, tuple[str, ...]]:
     try:
-        item: Any = json.loads(line)
+        item: Any = parse_json(line)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if isinstance(item, dict):
@@ -122,4 +121,5 @@ def _read_line(line: str, where: str) -> tuple[str, tuple[str, ...]]:
         captions = next((item[key] for key in _CAPTION_KEYS if key in item), None)
         if name is not None and isinstance(captions, (str, list)):
             return os.path.normpath(name).replace(os.sep, "/"), clean_captions(captions)
-    raise UserError(f'{where}: expected {{"file": "a.png", "caption": "..."}}, found {line[:80]!r}')
+    found = printable(line, 80)
+    raise UserError(f'{where}: expected {{"file": "a.png", "caption": "..."}}, found {found}')

@@ -28,8 +28,9 @@ def read_picture(source: Source, index: int, image_size: int) -> tuple[np.ndarra
     except BadImage:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        # ArrayRecord raises RuntimeError for a damaged block, files OSError.
-        raise BadImage(name, str(error)) from None
+        # Of a file's error the reason alone: its path would go into the list of bad records.
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise BadImage(name, reason or str(error)) from None
 
 
 class PictureReader:

@@ -9,6 +9,8 @@ from unclip_jax.data.captions import EmojiFacts
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """Endings of file names that are taken for pictures."""
+MAX_TEXT = 1_000_000
+"""Bytes of a file of captions that belongs to one picture."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Source(Protocol):
 def clean_captions(lines: object) -> tuple[str, ...]:
     """The captions in a text (one a line), a list of texts, or anything else (none)."""
     if isinstance(lines, str):
-        lines = lines.splitlines()
+        # Not splitlines, which also splits at U+2028 and at control characters.
+        lines = lines.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not isinstance(lines, (list, tuple)):
         return ()
     return tuple(text.strip() for text in lines if isinstance(text, str) and text.strip())

@@ -15,6 +15,7 @@ from unclip_jax.data.emoji_splits import SPLITS
 from unclip_jax.data.images import BadImage
 from unclip_jax.data.records import Record, clean_captions
 from unclip_jax.errors import UserError
+from unclip_jax.printable import printable
 
 
 class EmojiSource:
@@ -104,8 +105,14 @@ class TfdsSource:
         return len(self._rows)
 
     def __getitem__(self, index: int, /) -> Record:
-        example = self._rows[index]
         name = f"{self._split}/{index}"
+        try:
+            example = self._rows[index]
+        except (OSError, RuntimeError, ValueError) as error:
+            # ArrayRecord keeps a hash of every chunk, and TFDS writes a chunk a record: a flipped
+            # bit costs the record that it lies in. What follows the first clause is a path.
+            reason = printable(str(error).partition(";")[0].partition("reading /")[0])
+            raise BadImage(name, f"damaged record ({reason.strip(' ,:')})") from None
         captions = clean_captions(self._texts(example[self._caption_key]))
         if not captions:
             raise BadImage(name, "no caption")

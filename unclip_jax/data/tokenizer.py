@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from unclip_jax.bounded import read_json
 from unclip_jax.data import bpe
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
+from unclip_jax.models.limits import EXCEPTIONS
 
 SMALLEST_VOCAB_SIZE = 2 * 256 + 2  # every byte, every byte that ends a word, SOT and EOT
 CLIP_VOCAB_SIZE = SMALLEST_VOCAB_SIZE + bpe.CLIP_MERGES
 
+_MAX_BYTES = 10_000_000  # of a file; CLIP's 49,408 ids would take 800,000
 _CACHE_LIMIT = 1 << 17  # strings; a cache that is full starts again from empty
 
 
@@ -204,14 +207,14 @@ class Tokenizer:
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
-        """Read a file that `save` wrote; it is data and never executed.
+        """Read a file that `save` wrote, of 10 MB at most; it is data and never executed.
 
         Raises:
             UserError: no such file, not JSON, or not the description of a tokenizer.
         """
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            value = read_json(path, _MAX_BYTES)
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"tokenizer {path} cannot be read ({type(error).__name__}): "
                 "give the tokenizer.json that was saved with the model"
@@ -264,6 +267,9 @@ def _remember(cache: dict[str, list[int]], key: str, ids: list[int]) -> None:
 
 
 def _check_sizes(vocab_size: int, context_length: int) -> None:
+    for name, value in (("vocab_size", vocab_size), ("context_length", context_length)):
+        if value > EXCEPTIONS[name]:
+            raise UserError(f"tokenizer.{name} is {value}: give {EXCEPTIONS[name]} or fewer")
     if vocab_size < SMALLEST_VOCAB_SIZE:
         raise UserError(
             f"tokenizer.vocab_size is {vocab_size}, which has no room for the bytes: "

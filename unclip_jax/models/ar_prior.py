@@ -28,6 +28,7 @@ from jax import Array
 from unclip_jax.errors import UserError
 from unclip_jax.models.cached_transformer import Cache, CachedTransformer, empty_cache
 from unclip_jax.models.layers import Dense, layer_norm
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 
@@ -52,6 +53,7 @@ class ARPriorConfig:
     transformer: TransformerConfig = TransformerConfig(width=1664, depth=24, heads=26)
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.components > self.embedding_width:
             raise UserError(
                 f"components {self.components} exceed embedding_width {self.embedding_width}: "

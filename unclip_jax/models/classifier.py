@@ -21,6 +21,7 @@ from unclip_jax.models.layers import (
     rematerialized,
     timestep_embedding,
 )
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.unet import AttentionBlock, ResBlock, UNetConfig, space_to_depth
 
 
@@ -33,6 +34,7 @@ class ClassifierConfig:
     """The U-Net whose first half this is; `out_channels` has no meaning here."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.num_classes < 2:
             raise UserError(f"num_classes is {self.num_classes}: give 2 or more")
         if self.encoder.context_width is not None:

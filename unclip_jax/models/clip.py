@@ -15,6 +15,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.layers import EPSILON, Conv, Dense, layer_norm
+from unclip_jax.models.limits import check_patches, check_sizes
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -58,6 +59,8 @@ class CLIPConfig:
     the encoders make them."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
+        check_patches(self.image_size, self.patch_size)
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"

@@ -18,6 +18,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.layers import Dense, layer_norm
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.text import TextConfig, TextTransformer
 from unclip_jax.models.unet import UNet, UNetConfig
 
@@ -43,6 +44,7 @@ class DecoderConfig:
     vectors are read like words. Karlo does."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.text is None:
             if self.unet.context_width is None or self.embedding_width is None:
                 raise UserError(

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from unclip_jax.errors import UserError
+from unclip_jax.models.limits import check_sizes
 
 Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
 """Batches of (image embeddings [B, D], text embeddings [B, D]), unit norm, rows that belong."""
@@ -50,6 +51,7 @@ class CodeConfig:
     """Range of the buckets: that of each component, or one for all."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.components is not None and self.components < 1:
             raise UserError(f"components is {self.components}: give 1 or more, or None")
         if not 0 <= self.max_error < 1:

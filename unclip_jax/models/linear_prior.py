@@ -17,6 +17,7 @@ from jax import Array
 from unclip_jax.errors import UserError
 from unclip_jax.models.clip import normalize
 from unclip_jax.models.layers import Dense
+from unclip_jax.models.limits import check_sizes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LinearPriorConfig:
     0 is plain least squares."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.ridge < 0:
             raise UserError(f"ridge is {self.ridge}: give 0 or more")
 

@@ -21,6 +21,7 @@ from unclip_jax.models.clip import (
     encode_patches,
     normalize,
 )
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.transformer import TransformerConfig
 
 
@@ -41,6 +42,7 @@ class NoisedCLIPConfig:
     """Of the forward process that makes its pictures noisy; `t` is below it."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.num_timesteps < 1:
             raise UserError(f"num_timesteps is {self.num_timesteps}: give 1 or more")
 

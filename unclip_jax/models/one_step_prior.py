@@ -31,6 +31,7 @@ class OneStepPriorConfig(PriorConfig):
     """Factor on the contrastive loss; the paper found 0.2 to 0.4 to work."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.contrastive_weight < 0:
             raise UserError(f"contrastive_weight is {self.contrastive_weight}: give 0 or more")
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.models.layers import Dense, layer_norm, timestep_embedding
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 # 17.2 for CLIP's 1,024 dimensions makes a unit vector's entries vary as ImageNet's pixels do: a
@@ -40,6 +41,9 @@ class PriorConfig:
     is_whitened: bool = False
     """The network's image embeddings have mean 0 and deviation 1 in every dimension, by statistics
     that are kept beside the weights (Karlo, Kandinsky); the scale is the text embedding's alone."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
     @property
     def scale(self) -> float:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.models.layers import layer_norm
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.transformer import Transformer, TransformerConfig
 
 
@@ -23,6 +24,9 @@ class TextConfig:
     vocab_size: int = 49408
     context_length: int = 77
     transformer: TransformerConfig = TransformerConfig(width=512, depth=16, heads=8)
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
 
 class TextTransformer(nn.Module):

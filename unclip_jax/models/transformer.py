@@ -26,6 +26,7 @@ from unclip_jax.models.layers import (
     layer_norm,
     rematerialized,
 )
+from unclip_jax.models.limits import check_sizes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class TransformerConfig:
     attention: Attention = "xla"
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.width % self.heads:
             raise UserError(
                 f"width {self.width} is not divisible by heads {self.heads}: change one of them"

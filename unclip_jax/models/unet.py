@@ -27,6 +27,7 @@ from unclip_jax.models.layers import (
     rematerialized,
     timestep_embedding,
 )
+from unclip_jax.models.limits import check_blocks, check_sizes
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class UNetConfig:
     attention: Attention = "xla"
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         levels = len(self.channel_mult)
         if len(self.depth) not in (1, levels):
             raise UserError(
@@ -80,6 +82,7 @@ class UNetConfig:
                 f"image_size {self.image_size} cannot be halved {levels - 1} times in patches of "
                 f"{self.patch_size}: change it or shorten channel_mult"
             )
+        check_blocks(self.depth, levels)
         for mult in self.channel_mult:
             if self.channels * mult % self.groups:
                 raise UserError(

@@ -20,6 +20,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.layers import Dense, timestep_embedding
+from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.unet import UNet, UNetConfig
 
 FACTOR = 4
@@ -55,6 +56,7 @@ class UpsamplerConfig:
     """The level in sampling; Imagen sweeps it. It hides what the stage before did wrong."""
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         if self.unet.in_channels != 6:
             raise UserError(
                 f"unet.in_channels is {self.unet.in_channels}: an upsampler has 6, the noisy "

@@ -24,10 +24,12 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from unclip_jax.bounded import read_json
 from unclip_jax.config import Dtype
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
 from unclip_jax.models.embedding_codes import EmbeddingCodes
+from unclip_jax.printable import printable
 from unclip_jax.training.checkpoint import load_ema_params, with_shardings
 from unclip_jax.training.codes import FILE as CODES
 from unclip_jax.training.codes import load_codes, save_codes
@@ -50,6 +52,8 @@ from unclip_jax.training.stages import init_params
 FORMAT = 1
 SHIPPED = ("emoji",)
 """Models inside the package."""
+_LARGEST_HEADER = 10_000_000
+"""Bytes; the shipped decoder's has 40,000."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +118,31 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         "format": FORMAT,
         "step": stage.step,
         "clip": stage.clip_id,
-        "recipe": recipe_to_json(stage.recipe),
+        "recipe": without_places(recipe_to_json(stage.recipe)),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def without_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's JSON for others to read: of an absolute path only its last name.
+
+    The user's own paths stay in the run folder, which needs them to go on. Texts in lists are
+    captions and names, and stay.
+    """
+
+    def last_name(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: last_name(item) for key, item in value.items()}
+        if not isinstance(value, str):
+            return value
+        kind, colon, place = value.rpartition(":")  # 'tfds:/data/squares/1.2.0'
+        is_path = place.startswith(("/", "~", "\\")) or (len(kind) == 1 and colon)
+        if not is_path:
+            return value
+        name = place.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        return f"{kind}:{name}" if len(kind) > 1 else name
+
+    return last_name(data)
 
 
 def check_stage_folder(folder: Path) -> None:
@@ -148,7 +174,7 @@ def read_clip_recipe(source: str | Path) -> Recipe | None:
     model = shipped_model(source)
     folder = Path(source).expanduser() if model is None else model / "clip"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return None
     return recipe_from_json(config.get("recipe", {}))
@@ -171,7 +197,7 @@ def load_stage(path: str | Path, *, as_stored: bool = False) -> Stage:
     folder = Path(path).expanduser()
     config_path = folder / "config.json"
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = read_json(config_path)
     except FileNotFoundError:
         raise UserError(
             f"{folder} is neither a run nor an exported stage (no config.json): train it first, or "
@@ -183,7 +209,7 @@ def load_stage(path: str | Path, *, as_stored: bool = False) -> Stage:
         raise UserError(f"{config_path} does not hold an object: restore the file")
     if config.get("format", FORMAT) != FORMAT:
         raise UserError(
-            f"{config_path} has format {config['format']!r}, this version reads {FORMAT}: "
+            f"{config_path} has format {printable(config['format'])}, this version reads {FORMAT}: "
             "update the package"
         )
     recipe = recipe_from_json(config.get("recipe", {}))
@@ -242,25 +268,15 @@ def _read_safetensors(path: Path, abstract: Any, *, as_stored: bool) -> Any:
     """The tree `abstract` filled from a file, see `load_stage`.
 
     Raises:
-        UserError: the file is missing or damaged, or a name or shape differs; names the first.
+        UserError: the file is missing or damaged, or a name, shape or type differs; names the
+            first.
     """
     from safetensors import SafetensorError, safe_open
 
-    expected = flatten(abstract)
     try:
+        _check_header(path)
         with safe_open(path, "numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            odd = sorted(set(shapes) ^ set(expected))
-            if odd:
-                where = "does not belong to" if odd[0] in shapes else "lacks a weight of"
-                raise UserError(
-                    f"{path} {where} the model in config.json: {odd[0]} ({len(odd)} in all)"
-                )
-            for name, leaf in expected.items():
-                if shapes[name] != leaf.shape:
-                    raise UserError(
-                        f"{path}: {name} has shape {shapes[name]}, config.json needs {leaf.shape}"
-                    )
+            _check_tensors(file, path, flatten(abstract))
 
             def read(place: Any, _: Any) -> Any:
                 array = file.get_tensor(path_name(place))
@@ -271,5 +287,36 @@ def _read_safetensors(path: Path, abstract: Any, *, as_stored: bool) -> Any:
 
             # One by one: the file and all of its float32 copies need not be in memory together.
             return jax.tree_util.tree_map_with_path(read, abstract)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, _BadHeader) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
+
+
+class _BadHeader(Exception):
+    """A safetensors file that the library is not given."""
+
+
+def _check_header(path: Path) -> None:
+    """The library itself takes headers of 100 MB, which need 20 times that in memory."""
+    if path.exists() and not path.is_file():
+        raise _BadHeader("not a regular file")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LARGEST_HEADER:
+        raise _BadHeader(f"a header of {length} bytes, the limit is {_LARGEST_HEADER}")
+
+
+def _check_tensors(file: Any, path: Path, expected: dict[str, Any]) -> None:
+    """UserError unless the open file has these names with these shapes, in a type for weights."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    odd = sorted(set(slices) ^ set(expected))
+    if odd:
+        where = "does not belong to" if odd[0] in slices else "lacks a weight of"
+        raise UserError(
+            f"{path} {where} the model in config.json: {printable(odd[0])} ({len(odd)} in all)"
+        )
+    for name, leaf in expected.items():
+        shape, dtype = tuple(slices[name].get_shape()), slices[name].get_dtype()
+        if shape != leaf.shape:
+            raise UserError(f"{path}: {name} has shape {shape}, config.json needs {leaf.shape}")
+        if dtype not in ("F32", "BF16", "F16"):
+            raise UserError(f"{path}: {name} is {dtype}, weights are F32, BF16 or F16")

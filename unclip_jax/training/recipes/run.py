@@ -22,6 +22,7 @@ from unclip_jax.diffusion.schedule import (
 )
 from unclip_jax.diffusion.weighting import LossWeighting
 from unclip_jax.errors import UserError
+from unclip_jax.models.limits import check_sizes
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.num_timesteps < 2:
             raise UserError(f"diffusion.num_timesteps is {self.num_timesteps}: give 2 or more")
+        check_sizes(self)
         if self.zero_terminal_snr and self.prediction == "eps":
             raise UserError(
                 "diffusion.zero_terminal_snr needs diffusion.prediction x0 or v: from eps no "
