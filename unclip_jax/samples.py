@@ -186,7 +186,9 @@ def grid_of_files(paths: Sequence[Path], columns: int) -> tuple[np.ndarray, int]
 
 
 def _text(facts: dict[str, Any]) -> str:
-    return json.dumps(facts, ensure_ascii=False)
+    # A prompt that was no UTF-8 on the command line has surrogates, which PNG cannot hold; Python's
+    # escapes of them are JSON's.
+    return json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _slug(text: str) -> str:

@@ -168,6 +168,18 @@ def parse_merge(line: str) -> Merge:
     return left, right
 
 
+def check_merges(merges: Iterable[Merge]) -> None:
+    """ValueError unless each merge joins letters and pieces that those before it made."""
+    letters = byte_letters().values()
+    known = {*letters, *(letter + END_OF_WORD for letter in letters)}
+    for left, right in merges:
+        if left not in known or right not in known:
+            raise ValueError(
+                f"a merge of {left[:40]!r} and {right[:40]!r}, of which one is unknown"
+            )
+        known.add(left + right)
+
+
 @functools.cache
 def clip_merges() -> tuple[Merge, ...]:
     """The merges of OpenAI's CLIP, from the file that it published (it ships with the package).

@@ -30,13 +30,15 @@ import numpy as np
 
 from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.data.captions import EmojiFacts, all_captions
-from unclip_jax.data.embedding_manifest import AGAIN, Description
+from unclip_jax.data.embedding_manifest import AGAIN, Description, ShardEntry
 from unclip_jax.data.images import BadImage
 from unclip_jax.data.picture_reader import read_picture
 from unclip_jax.data.records import Record, Source
 from unclip_jax.errors import UserError
 
 Tensors = dict[str, np.ndarray]
+
+_ODD = (AttributeError, OverflowError, RecursionError)  # of a header that no writer makes
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U16": "<u2", "U8": "u1"}
 
@@ -161,7 +163,7 @@ class ShardFile:
         try:
             self._raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
             self.job_id, self.tensors = _map_tensors(self._raw)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, *_ODD) as error:
             raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from None
 
     @property
@@ -187,6 +189,33 @@ def _map_tensors(raw: np.ndarray) -> tuple[str, Tensors]:
     if end != len(raw):
         raise ValueError(f"{len(raw)} bytes where its header announces {end}")
     return job_id, tensors
+
+
+def fits(tensors: Tensors, entry: ShardEntry, made_of: Description) -> bool:
+    """Whether a shard has the tensors that its entry promises, and ends that lie within them."""
+    rows, captions = entry.rows, entry.captions
+    shapes: dict[str, tuple[int, ...]] = {
+        "embedding": (rows, made_of.width),
+        "readable": (rows,),
+        "record_ends": (rows,),
+        "caption_ends": (rows,),
+        "token_ends": (captions,),
+    }
+    if made_of.has_text:
+        shapes["text_embedding"] = (captions, made_of.width)
+    found = {name: array.shape for name, array in tensors.items()}
+    if any(found.get(name) != shape for name, shape in shapes.items()):
+        return False
+    if len(found.get("records", ())) != 1 or len(found.get("token_ids", ())) != 1:
+        return False
+    ends = {"record_ends": "records", "caption_ends": "token_ends", "token_ends": "token_ids"}
+    steps = {name: np.diff(tensors[name], prepend=0) for name in ends}
+    return (
+        all(tensors[name].dtype.kind == "i" for name in ends)
+        and all((step >= 0).all() for step in steps.values())
+        and all(tensors[name][-1:].sum() <= found[whole][0] for name, whole in ends.items())
+        and steps["token_ends"].max(initial=0) <= made_of.context_length
+    )
 
 
 def record_to_json(record: Record) -> dict[str, Any]:

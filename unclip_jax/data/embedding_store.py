@@ -29,7 +29,7 @@ from unclip_jax.data.embedding_manifest import (
     shard_path,
     tokenizer_id,
 )
-from unclip_jax.data.embedding_shard import ShardFile, Tensors, record_from_json
+from unclip_jax.data.embedding_shard import ShardFile, Tensors, fits, record_from_json
 from unclip_jax.data.images import BadImage
 from unclip_jax.data.records import Record, Source
 from unclip_jax.data.tokenizer import Tokenizer
@@ -137,10 +137,15 @@ class EmbeddingStore:
             UserError: the shard is damaged.
         """
         shard, row = self._find(index)
-        data = json.loads(shard["records"][_span(shard["record_ends"], row)].tobytes())
-        if not shard["readable"][row]:
-            raise BadImage(data["name"], data["unreadable"])
-        return record_from_json(data)
+        try:
+            data = json.loads(shard["records"][_span(shard["record_ends"], row)].tobytes())
+            if not shard["readable"][row]:
+                raise BadImage(str(data["name"]), str(data["unreadable"]))
+            return record_from_json(data)
+        except BadImage:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"row {index} in {self.folder} is damaged: {AGAIN}") from None
 
     def embeddings(self, indices: Sequence[int]) -> np.ndarray:
         """Image embeddings [n, E] float32, unit norm; zero where the picture is unreadable."""
@@ -190,7 +195,7 @@ class EmbeddingStore:
         shard = ShardFile(path)
         if number not in self._verified and shard.sha256() != entry.sha256:
             raise UserError(f"{path} is damaged (its SHA-256 is not that of {MANIFEST}): {AGAIN}")
-        if shard.tensors["embedding"].shape != (entry.rows, self.made_of.width):
+        if not fits(shard.tensors, entry, self.made_of):
             raise UserError(f"{path} does not belong to its {MANIFEST}: restore the folder")
         self._verified.add(number)
         return shard.tensors

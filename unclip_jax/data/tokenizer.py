@@ -23,6 +23,7 @@ from unclip_jax.models.limits import EXCEPTIONS
 
 SMALLEST_VOCAB_SIZE = 2 * 256 + 2  # every byte, every byte that ends a word, SOT and EOT
 CLIP_VOCAB_SIZE = SMALLEST_VOCAB_SIZE + bpe.CLIP_MERGES
+LARGEST_CONTEXT = 1 << 16
 
 _MAX_BYTES = 10_000_000  # of a file; CLIP's 49,408 ids would take 800,000
 _CACHE_LIMIT = 1 << 17  # strings; a cache that is full starts again from empty
@@ -188,6 +189,7 @@ class Tokenizer:
                 tokenizer = clip_tokenizer(context_length)
             elif value["kind"] == "trained":
                 merges = tuple(bpe.parse_merge(line) for line in value["merges"])
+                bpe.check_merges(merges)
                 tokenizer = Tokenizer("trained", merges, context_length)
             else:
                 raise ValueError("unknown vocabulary")
@@ -279,4 +281,9 @@ def _check_sizes(vocab_size: int, context_length: int) -> None:
         raise UserError(
             f"tokenizer.context_length is {context_length}, which has no room for the start and "
             "end of text: set 2 or more"
+        )
+    if context_length > LARGEST_CONTEXT:
+        raise UserError(
+            f"tokenizer.context_length is {context_length}, and every caption is padded to it: set "
+            f"{LARGEST_CONTEXT} or less"
         )

@@ -102,7 +102,7 @@ def read_sampling(folder: Path) -> SamplingConfig:
         return SamplingConfig()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     return from_dict(SamplingConfig, data, "sampling.json: ")
 

@@ -100,6 +100,6 @@ def _config(path: Path) -> dict[str, Any]:
     """Its config.json; empty if it has none that can be read."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

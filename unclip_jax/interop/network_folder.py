@@ -96,7 +96,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         kind, version = data["network"], data["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): name a folder that `unclip convert` wrote"
         ) from error

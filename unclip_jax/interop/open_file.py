@@ -42,17 +42,13 @@ def open_file(path: Path) -> Opened:
     """
     if path.is_dir():
         path = find_weights(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): give a file of weights") from error
+    start = _beginning(path)
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer of Git LFS, not the weights: run git lfs pull")
     has_header = start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= path.stat().st_size
     if has_header or path.suffix == ".safetensors":
         tensors = open_safetensors(path)
-    elif start.lstrip().startswith(b"{"):
+    elif _is_index(start):
         tensors = open_sharded(path, _open_part)
     else:
         return open_torch(path)
@@ -61,9 +57,23 @@ def open_file(path: Path) -> Opened:
 
 def _open_part(path: Path) -> Tensors:
     """A shard; an index among the shards of an index would have no end."""
-    if path.name.endswith(".json"):
+    if not path.is_file():
+        raise UserError(f"{path} is missing: restore the file")
+    if _is_index(_beginning(path)):
         raise UserError(f"{path} is an index inside an index: restore the files")
     return open_file(path).tensors
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): give a file of weights") from error
+
+
+def _is_index(start: bytes) -> bool:
+    return start.lstrip().startswith(b"{")
 
 
 def find_weights(folder: Path) -> Path:

@@ -22,6 +22,8 @@ _MOST_STEPS = 5_000_000
 _MOST_NODES = 2_000_000
 """Of the result, counted as often as they are reached."""
 _DEEPEST = 100
+_MOST_MADE = 2**20
+"""Letters of texts that calls make, beyond 16 a byte of the program."""
 _LARGEST_KEY = 2**60
 """Integers below it have hashes of their own; others can be chosen to collide."""
 
@@ -84,7 +86,7 @@ def read_pickle(program: bytes, vocabulary: Vocabulary) -> Any:
     Raises:
         Refused: it names, does or builds what is not permitted, or it is damaged.
     """
-    machine = _Machine(vocabulary)
+    machine = _Machine(vocabulary, _MOST_MADE + 16 * len(program))
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(program)):
             if step == _MOST_STEPS:
@@ -100,8 +102,9 @@ def read_pickle(program: bytes, vocabulary: Vocabulary) -> Any:
 class _Machine:
     """The stack, its marks and the memo."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, most_made: int) -> None:
         self._vocabulary = vocabulary
+        self._left = most_made
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -183,7 +186,7 @@ class _Machine:
                 push(self._named(module, attribute))
             case "REDUCE":
                 arguments, function = pop(), pop()
-                push(self._vocabulary.call(_name(function), _tuple(arguments)))
+                push(self._counted(self._vocabulary.call(_name(function), _tuple(arguments))))
             case "NEWOBJ":
                 arguments, cls = pop(), pop()
                 push(self._vocabulary.instance(_name(cls), _tuple(arguments)))
@@ -194,6 +197,13 @@ class _Machine:
                 push(self._vocabulary.persistent(pop()))
             case _:
                 raise Refused(f"it uses the pickle instruction {name}")
+
+    def _counted(self, made: Any) -> Any:
+        """A text that a call made: a program can ask for a long one many times."""
+        self._left -= len(made) if isinstance(made, str | bytes) else 0
+        if self._left < 0:
+            raise Refused("it makes far more text than it has")
+        return made
 
     def _above(self) -> list[Any]:
         """What was pushed since the last mark."""

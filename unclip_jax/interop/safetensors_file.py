@@ -40,6 +40,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
 _MOST_DIMENSIONS = 32
+_LARGEST = 2**62  # elements along an axis, of which another may be 0
 _DAMAGED = (
     OSError,
     ValueError,
@@ -86,9 +87,9 @@ def open_sharded(index: Path, open_part: Callable[[Path], Tensors] = open_safete
         if not isinstance(names, dict):
             raise ValueError("it has no weight_map, which an index of weights has")
         files = sorted(set(names.values()))
-        outside = [file for file in files if Path(file).name != file]
+        outside = [file for file in files if not _is_beside(file)]
         if outside:
-            raise ValueError(f"it names {outside[0]!r}, which is not a file beside it")
+            raise ValueError(f"it names {outside[0][:80]!r}, which is not a file beside it")
     except _DAMAGED as error:
         raise UserError(f"{index} cannot be read ({error}): restore the file") from error
     parts = {file: open_part(index.parent / file) for file in files}
@@ -98,6 +99,12 @@ def open_sharded(index: Path, open_part: Callable[[Path], Tensors] = open_safete
                 f"{index} promises {name!r} in {file!r}, which lacks it: restore the files"
             )
     return {name: parts[file][name] for name, file in names.items()}
+
+
+def _is_beside(file: str) -> bool:
+    """The name of a file, and no path; '..' is its own last part, and some names no disk takes."""
+    is_name = Path(file).name == file and file not in ("", "..") and len(os.fsencode(file)) < 256
+    return is_name and file.isprintable()
 
 
 def write_safetensors(
@@ -180,7 +187,11 @@ def _tensor(path: Path, name: str, entry: dict, start: int) -> Tensor:
     if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"{name!r} has a shape that is no list of numbers")
     # Python's integers: a product of 64 bits can wrap around to the right one.
-    if len(shape) > _MOST_DIMENSIONS or end - begin != math.prod(shape) * dtype.itemsize:
+    if (
+        len(shape) > _MOST_DIMENSIONS
+        or max(shape, default=0) > _LARGEST
+        or end - begin != math.prod(shape) * dtype.itemsize
+    ):
         raise ValueError(f"{name!r} of shape {shape} and {entry['dtype']} has {end - begin} bytes")
     return Tensor(tuple(shape), dtype, _reader(path, start + begin, dtype, tuple(shape)))
 

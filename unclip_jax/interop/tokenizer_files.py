@@ -69,6 +69,8 @@ def read_tokenizer(folder: Path, context_length: int) -> Tokenizer:
         else:
             vocabulary, lines = _read_fast(_read_json(path))
         merges = tuple(bpe.parse_merge(line) for line in lines)
+        if not all(type(number) is int for number in vocabulary.values()):
+            raise ValueError("an id that is no number")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no tokenizer of CLIP's scheme ({type(error).__name__}: {error}): name the "
@@ -78,9 +80,9 @@ def read_tokenizer(folder: Path, context_length: int) -> Tokenizer:
     odd = sorted(key for key, _ in set(vocabulary.items()) ^ set(expected.items()))
     if odd:
         raise UserError(
-            f"{path} has another vocabulary than CLIP's scheme makes from its merges: {odd[0]!r} "
-            f"({len(odd)} in all): tokens that were added must be removed, other schemes are not "
-            "supported"
+            f"{path} has another vocabulary than CLIP's scheme makes from its merges: "
+            f"{odd[0][:80]!r} ({len(odd)} in all): tokens that were added must be removed, other "
+            "schemes are not supported"
         )
     if merges == bpe.clip_merges():
         return clip_tokenizer(context_length)

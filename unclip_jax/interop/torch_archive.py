@@ -25,6 +25,8 @@ from unclip_jax.interop.torch_storage import STORAGES
 from unclip_jax.interop.zip_index import Span, index_zip
 
 _LARGEST_PICKLE = 64 * 2**20  # bytes
+_LONGEST_NAMES = 2**24
+"""Letters of all of them: a long one can stand before many that are a byte each in the file."""
 _OLD_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 
@@ -188,7 +190,11 @@ def _content(path: Path, spans: dict[str, Span], name: str, most: int) -> bytes:
 
 def _tensors(tree: Any) -> Tensors:
     tensors: Tensors = {}
+    letters = 0
     for name, leaf in walk(tree):
+        letters += len(name)
+        if letters > _LONGEST_NAMES:
+            raise Refused("the names of what it holds have no end")
         if isinstance(leaf, Tensor):
             if name in tensors:
                 raise Refused(f"it has two tensors called {name[:120]!r}")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.interop.restricted_pickle import Global, Instance, Refused
-from unclip_jax.interop.tensors import Tensor, from_arrays
+from unclip_jax.interop.tensors import Tensor
 from unclip_jax.interop.torch_storage import DTYPES, STORAGES, Storage
 from unclip_jax.interop.zip_index import Span
 
@@ -104,6 +104,7 @@ _WORDS = {  # classes that stand in a file as keys or values and are not called
 }
 _SCRIPT = "__torch__."
 _MOST_WRAPPINGS = 10
+_MOST_DIMENSIONS = 32
 _PERMITTED = _CALLED | _INSTANCES | _WORDS | _TENSOR_CLASSES | STORAGES.keys()
 _NUMBER_TYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
 
@@ -254,16 +255,19 @@ def _numpy(name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _array(_: Any, shape: Any, dtype: Any, is_fortran: Any, data: Any) -> Tensor:
     array = _values(data, _number_type(dtype), shape, "F" if is_fortran else "C")
-    return from_arrays({"": array})[""]
+    native = array.dtype.newbyteorder("=")
+    # Copied when it is read: many arrays can be made of the same bytes.
+    return Tensor(array.shape, native, lambda: array.astype(native))
 
 
 def _values(data: Any, dtype: np.dtype, shape: Any, order: Any = "C") -> np.ndarray:
     if type(data) is not bytes or any(type(n) is not int or n < 0 for n in shape):
         raise Refused("it has a numpy array of objects")
+    if len(shape) > _MOST_DIMENSIONS:  # or their product alone takes hours
+        raise Refused(f"it has a numpy array of {len(shape)} dimensions")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise Refused(f"it has a numpy array of shape {shape} in {len(data)} bytes")
-    array = np.frombuffer(data, dtype).reshape(shape, order=order)
-    return array.astype(dtype.newbyteorder("="))
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
 def _number_type(dtype: Instance) -> np.dtype:
@@ -293,9 +297,12 @@ def _version(instance: Instance) -> str | None:
         epoch, release, dev, pre, post, local = parts.arguments
 
     def joined(values: Any, separator: str = "") -> str:
-        return separator.join(str(value)[:40] for value in (values or ())[:10])
+        words = (values or ())[:10]
+        if not all(type(word) in (str, int) for word in words):  # a list could print without end
+            raise Refused("it has a version that is no list of words")
+        return separator.join(str(word)[:40] for word in words)
 
-    text = f"{epoch}!" if epoch else ""
+    text = f"{joined((epoch,))}!" if epoch else ""
     text += joined(release, ".") + joined(pre)
     text += f".{joined(post)}" if post else ""
     text += f".{joined(dev)}" if dev else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from unclip_jax.config import from_dict, to_dict
@@ -52,5 +53,7 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     fields = dict(data) if isinstance(data, dict) else {}
     stage = fields.pop("stage", None)
     if not isinstance(stage, str) or stage not in STAGES:
-        raise UserError(f"stage is {stage!r} in the config: expected one of {', '.join(STAGES)}")
+        raise UserError(
+            f"stage is {reprlib.repr(stage)} in the config: expected one of {', '.join(STAGES)}"
+        )
     return from_dict(STAGES[stage], fields)

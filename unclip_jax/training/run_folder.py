@@ -26,7 +26,7 @@ def check_same_run(recipe: Recipe, workdir: Path) -> str | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         saved = recipe_from_json(config["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): use another --workdir") from error
     old, new = _flat(recipe_to_json(saved)), _flat(recipe_to_json(recipe))
     for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "stage", name)):

@@ -177,7 +177,7 @@ def read_clip_recipe(source: str | Path) -> Recipe | None:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return None
-    return recipe_from_json(config.get("recipe", {}))
+    return recipe_from_json(config.get("recipe", {})) if isinstance(config, dict) else None
 
 
 def missing_model(name: str) -> str:
