@@ -157,14 +157,20 @@ def safetensors(data: bytes) -> None:
 
 
 def weights_index(data: bytes) -> None:
-    """A `*.index.json` in a folder with one sound part and a copy of itself under another name."""
+    """A `*.index.json` in a folder with one sound part and a copy of itself under another name.
+
+    A file in the folder above, which nothing may reach, has other numbers.
+    """
     folder = _folder("sharded")
     header = json.dumps({"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
     part = struct.pack("<Q", len(header)) + header + b"\1"
     (folder / "part.safetensors").write_bytes(part)
+    (folder.parent / "model.safetensors").write_bytes(part[:-1] + b"\2")
     (folder / "again").write_bytes(data)
     (folder / "model.safetensors.index.json").write_bytes(data)
-    _read_weights(folder, open_file)
+    with documented():
+        for tensor in open_file(folder).tensors.values():
+            assert tensor.read() == [1]
 
 
 def prompts_txt(data: bytes) -> None:

@@ -38,7 +38,6 @@ from unclip_jax.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 
-_ODD = (AttributeError, OverflowError, RecursionError)  # of a header that no writer makes
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U16": "<u2", "U8": "u1"}
 
@@ -163,7 +162,7 @@ class ShardFile:
         try:
             self._raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
             self.job_id, self.tensors = _map_tensors(self._raw)
-        except (OSError, ValueError, KeyError, TypeError, *_ODD) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from None
 
     @property

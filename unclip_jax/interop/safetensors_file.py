@@ -40,7 +40,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
 _MOST_DIMENSIONS = 32
-_LARGEST = 2**62  # elements along an axis, of which another may be 0
+
 _DAMAGED = (
     OSError,
     ValueError,
@@ -187,11 +187,7 @@ def _tensor(path: Path, name: str, entry: dict, start: int) -> Tensor:
     if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"{name!r} has a shape that is no list of numbers")
     # Python's integers: a product of 64 bits can wrap around to the right one.
-    if (
-        len(shape) > _MOST_DIMENSIONS
-        or max(shape, default=0) > _LARGEST
-        or end - begin != math.prod(shape) * dtype.itemsize
-    ):
+    if len(shape) > _MOST_DIMENSIONS or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name!r} of shape {shape} and {entry['dtype']} has {end - begin} bytes")
     return Tensor(tuple(shape), dtype, _reader(path, start + begin, dtype, tuple(shape)))
 
