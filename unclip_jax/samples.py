@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.data.images import MAX_PIXELS, BadImage, decode_image, make_grid, save_png
+from unclip_jax.data.images import (
+    MAX_PIXELS,
+    BadImage,
+    decode_image,
+    make_grid,
+    picture_bytes,
+    save_png,
+)
 from unclip_jax.data.png_text import read_png_text
 from unclip_jax.errors import UserError
 from unclip_jax.files import meant_for
@@ -171,7 +178,7 @@ def grid_of_files(paths: Sequence[Path], columns: int) -> tuple[np.ndarray, int]
 
     def read(path: Path) -> np.ndarray:
         try:
-            return decode_image(path.read_bytes(), name=str(path))
+            return decode_image(picture_bytes(path), name=str(path))
         except BadImage as error:
             raise UserError(f"{error}: delete it and run the same command again") from None
         except OSError as error:

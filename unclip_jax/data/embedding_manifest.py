@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from unclip_jax.bounded import read_json
 from unclip_jax.config import DataConfig, from_dict, to_dict
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
@@ -112,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, 64_000_000)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:

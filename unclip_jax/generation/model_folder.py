@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from unclip_jax.bounded import read_json
 from unclip_jax.config import from_dict
 from unclip_jax.errors import UserError
 from unclip_jax.generation.sampling import SamplingConfig
@@ -101,7 +101,7 @@ def read_sampling(folder: Path) -> SamplingConfig:
     if not path.exists():
         return SamplingConfig()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     return from_dict(SamplingConfig, data, "sampling.json: ")

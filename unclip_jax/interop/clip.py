@@ -7,7 +7,6 @@ open_clip_config.json, or a file with a state dict.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.bounded import read_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
 from unclip_jax.interop.clip_config import hf_config, hf_tower_config
@@ -249,7 +249,7 @@ def _preprocessor(folder: Path) -> dict[str, Any] | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     if not isinstance(value, dict):

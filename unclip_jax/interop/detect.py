@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
 from unclip_jax.interop.open_file import open_file
 from unclip_jax.interop.tensors import Tensors
@@ -99,7 +99,7 @@ def _file(tensors: Tensors) -> Format | None:
 def _config(path: Path) -> dict[str, Any]:
     """Its config.json; empty if it has none that can be read."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from flax import linen as nn
 
+from unclip_jax.bounded import read_json
 from unclip_jax.config import Dtype, from_dict, to_dict
 from unclip_jax.errors import UserError
 from unclip_jax.interop.adm import ADMFormat
@@ -94,7 +95,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         kind, version = data["network"], data["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(

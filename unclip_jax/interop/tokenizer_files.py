@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unclip_jax.bounded import read_json
 from unclip_jax.data import bpe
 from unclip_jax.data.tokenizer import CLIP_VOCAB_SIZE, Tokenizer, clip_tokenizer
 from unclip_jax.errors import UserError
@@ -156,7 +157,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path, 64_000_000)
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value

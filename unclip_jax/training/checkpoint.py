@@ -84,7 +84,8 @@ class Checkpoints:
     def _finish(self, path: Path, written: Any, recipe: Any, loss: float | None) -> None:
         written.result()
         if self._is_first:
-            (path / "commit_success.txt").unlink(missing_ok=True)  # names this machine's folders
+            for file in path.rglob("commit_success.txt"):  # names this machine's folders
+                file.unlink()
             write_manifest(path, self._leaves, recipe, loss)
             self._remove_old()
 

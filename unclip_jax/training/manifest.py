@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
 
 FILE = "manifest.json"
 FORMAT = 1
 """Of the whole checkpoint: what is in it and under which names."""
+_LARGEST = 256_000_000
 _THREADS = 8
 _PIECE = 2**22
 
@@ -69,7 +71,7 @@ def read_manifest(folder: Path) -> Manifest | str:
     if not any(folder.iterdir()):
         return "the folder is empty"
     try:
-        content: Any = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content: Any = read_json(folder / FILE, _LARGEST)
         if content["format"] != FORMAT:
             raise UserError(
                 f"{folder} has format {content['format']!r}, this version reads {FORMAT}: update "

@@ -12,6 +12,7 @@ from typing import Any
 
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
+from unclip_jax.printable import printable
 
 
 class MetricWriter:
@@ -104,9 +105,10 @@ class Progress:
         self._began = (time.monotonic(), start)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """A line of its own, or several."""
+        text = "\n".join(printable(line, None) for line in text.split("\n"))
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, markup=False)
         elif not self._is_silent:
             print(text, file=sys.stderr, flush=True)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unclip_jax.bounded import read_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
@@ -24,7 +25,7 @@ def check_same_run(recipe: Recipe, workdir: Path) -> str | None:
             raise UserError(f"{workdir} has checkpoints but no config.json: use another --workdir")
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         saved = recipe_from_json(config["recipe"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): use another --workdir") from error

@@ -7,12 +7,12 @@ channels. The same is applied here to the JSON, whatever its U-Nets say about th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
 from unclip_jax.interop.dalle2_pytorch.schedule import (
     NoiseSchedule,
@@ -120,7 +120,7 @@ def lowres_noise_schedule() -> NoiseSchedule:
 def load_decoder_config(path: Path, era: UnetEra = CURRENT_ERA) -> DecoderConfig:
     """A `decoder_config.json`."""
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): give a decoder_config.json") from error
     return decoder_config(entry, era)

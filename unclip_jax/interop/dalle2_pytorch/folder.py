@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import ml_dtypes
 import numpy as np
 
+from unclip_jax.bounded import read_json
 from unclip_jax.config import Dtype, from_dict, to_dict
 from unclip_jax.errors import UserError
 from unclip_jax.interop.dalle2_pytorch import prior as priors
@@ -176,7 +177,7 @@ def load_dalle2(folder: str | Path) -> ImportedPrior | Decoder:
     folder = Path(folder)
     path, weights = folder / "config.json", folder / "model.safetensors"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         kind, found, config = data["network"], data["format"], data["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

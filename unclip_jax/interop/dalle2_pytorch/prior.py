@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
 from unclip_jax.interop.dalle2_pytorch.era import Version, resolve_version, semantics_of
 from unclip_jax.interop.dalle2_pytorch.prior_checkpoint import (
@@ -135,7 +135,7 @@ def open_prior(
     options = None
     if config is not None:
         try:
-            options = json.loads(config.read_text(encoding="utf-8"))
+            options = read_json(config)
         except (OSError, ValueError) as error:
             raise UserError(f"{config} cannot be read ({error}): give the prior's JSON") from error
     return import_prior(open_file(path).tree, options, era=era, weights=weights, what=str(path))

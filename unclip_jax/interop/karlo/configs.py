@@ -6,11 +6,11 @@ not compute is refused by name.
 
 from __future__ import annotations
 
-import json
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax import bounded
 from unclip_jax.config import DataConfig
 from unclip_jax.errors import UserError
 from unclip_jax.models.decoder import DecoderConfig
@@ -73,7 +73,7 @@ _COUNTS = (
 def read_json(path: Path) -> dict[str, Any]:
     """A config file; raises UserError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = bounded.read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     if not isinstance(data, dict):
