@@ -3,6 +3,8 @@
 # make check   lint, types and tests
 # make setup-reference   also PyTorch and what the tests compare with, and the TPU's compiler;
 #                        without them the tests skip that
+# make faults  kill, fill and damage training and sampling, and print what survived (half an hour)
+# make fuzz    fuzz every parser, guided by coverage (Linux; two minutes each)
 # Also: setup, setup-dev, lint, types, format, constraints.
 
 PYTHON ?= python3
@@ -17,16 +19,23 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .venv.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format setup setup-dev setup-reference constraints
+.PHONY: help demo test faults fuzz check lint types format setup setup-dev setup-reference constraints
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -8
 
 demo: setup
 	@$(BIN)/python sample.py text $(DEMO_PROMPTS) --out $(DEMO_OUT)
 
 test: setup-dev
 	@$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+faults: setup-dev
+	@$(BIN)/python -m tests.faults
+
+fuzz: setup-dev
+	@$(PIP) atheris
+	@$(BIN)/python -m tests.fuzz all --seconds $(or $(SECONDS_EACH),120)
 
 check: lint types test
 
