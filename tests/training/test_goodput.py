@@ -62,10 +62,12 @@ def test_steps_that_are_done_again_are_recovering(tmp_path: Path, clock: Clock) 
     clock.pass_(3)
     ledger = Goodput(tmp_path, 5, began)  # killed after step 8, continued from 5
     for step in range(6, 12):
+        spend(ledger, clock, "input", 0.5)
         clock.pass_(1)
         ledger.reached(step)
     seconds = ledger.seconds()
-    assert (seconds["recover"], seconds["steps"]) == pytest.approx((3 + 3, 3))
+    assert (seconds["recover"], seconds["steps"]) == pytest.approx((3 + 3 * 1.5, 3))
+    assert seconds["input"] == pytest.approx(3 * 0.5)
     ledger.write()
     assert [entry["last_step"] for entry in json.loads((tmp_path / module.FILE).read_text())] == [
         8,

@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         data = read_json(path, 64_000_000)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or embed anew") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f"{path} is not of format {FORMAT}: embed the data anew")

@@ -102,7 +102,7 @@ def read_sampling(folder: Path) -> SamplingConfig:
         return SamplingConfig()
     try:
         data = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     return from_dict(SamplingConfig, data, "sampling.json: ")
 

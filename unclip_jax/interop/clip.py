@@ -250,7 +250,7 @@ def _preprocessor(folder: Path) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold an object: restore the file")

@@ -100,6 +100,6 @@ def _config(path: Path) -> dict[str, Any]:
     """Its config.json; empty if it has none that can be read."""
     try:
         config = read_json(path / "config.json")
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A config file; raises UserError."""
     try:
         data = bounded.read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore the file") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} does not hold an object: restore the file")
