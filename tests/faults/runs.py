@@ -190,7 +190,7 @@ def kill_at(runs: Runs, name: str, step: int, pause: float) -> tuple[int, float]
     batches = runs.folder / f"{name}.0.batches"
     before = _lines(batches)
     began = time.monotonic()
-    process = runs.start(name)
+    process = runs.start(name, PACE="0.05")  # some steps between two saves
     while _lines(batches) < before + 2 and process.poll() is None:
         time.sleep(0.01)
     resumed = time.monotonic() - began

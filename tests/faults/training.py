@@ -35,18 +35,25 @@ def train_whole(runs: Runs) -> None:
 
 def kills(runs: Runs, rounds: int) -> Outcome:
     """kill -9 again and again: the finished run is the one that nothing happened to."""
-    lost, seconds, saving = 0, 0.0, 0
+    lost, beyond, seconds, saving = 0, 0, 0.0, 0
     for step, pause in attempts(rounds, seed=rounds):
         reached, resumed = kill_at(runs, "killed", step, pause)
-        left = [path.name for path in (runs.folder / "killed" / "checkpoints").iterdir()]
+        left = [path.name for path in (runs.folder / "killed" / "checkpoints").glob("*")]
         whole = [int(name) for name in left if is_whole(runs, "killed", name)]
-        saving += len(left) > len(whole)
-        lost = max(lost, reached - max(whole, default=0))
+        begun = [int(name.split(".")[0]) for name in left if not is_whole(runs, "killed", name)]
+        saving += bool(begun)
+        newest = max(whole, default=0)
+        lost = max(lost, reached - newest)
+        # The save in flight is lost with the process, and so are the steps since it began.
+        beyond = max(beyond, min([*begun, reached]) - newest - EVERY)
         seconds = max(seconds, resumed)
     code, errors = end(runs.start("killed"))
     different = runs.same("killed", "whole") if code == 0 else errors
+    if not different and beyond > 0:
+        different = f"{beyond} steps lost beyond the interval and the save in flight"
     note = different or (
-        f"state, metrics and order of examples bit for bit; {saving} of the kills were in a save"
+        f"state, metrics and order of examples bit for bit; {saving} of the kills were in a save; "
+        f"no step lost beyond the interval of {EVERY} and the save in flight"
     )
     tried = min(rounds, STEPS - 3)
     return Outcome("kill -9 while training", tried, 0 if different else tried, lost, seconds, note)
