@@ -19,6 +19,7 @@ def try_faults(rounds: int, folder: Path) -> Iterator[Outcome]:
     runs = Runs(folder)
     train_whole(runs)
     yield one_signalled(runs, max(1, rounds // 10))
+    yield one_signalled_early(runs)
     yield one_poisoned(runs)
     yield one_killed(runs, max(1, rounds // 10))
     yield other_numbers(runs)
@@ -50,6 +51,21 @@ def one_signalled(runs: Runs, rounds: int) -> Outcome:
         note = note or different or ("" if is_right else f"{codes} {took} {errors}")
     note = note or "both saved the same step; continued bit for bit"
     return Outcome("a signal to one of two processes", rounds, survived, 0, None, note)
+
+
+def one_signalled_early(runs: Runs) -> Outcome:
+    """A signal to one while both compile: they end together, after the first step."""
+    processes = runs.hosts("early", *SPLIT)
+    while not (runs.folder / "early" / "lock").exists() and processes[1].poll() is None:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, errors = end_all(processes)
+    again, _ = end_all(runs.hosts("early", *SPLIT))
+    different = runs.same("early", "whole") if again == [0, 0] else f"then {again}"
+    is_right = codes == [143, 143] and not different
+    note = "both saved the first step" if is_right else f"{codes} {different} {errors}"
+    fault = "a signal to one of two before the first step"
+    return Outcome(fault, 1, int(is_right), 0, None, note)
 
 
 def one_poisoned(runs: Runs) -> Outcome:

@@ -20,6 +20,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 SCENES: dict[str, Callable[[Runs], Outcome]] = {
+    "one_signalled_early": hosts.one_signalled_early,
     "one_poisoned": hosts.one_poisoned,
     "one_killed": lambda runs: hosts.one_killed(runs, 1),
     "other_numbers": hosts.other_numbers,

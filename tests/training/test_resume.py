@@ -178,7 +178,7 @@ def test_rows_after_the_checkpoint_are_written_again(runs: Runs) -> None:
     """A run that was killed between two checkpoints has metrics that the next one makes anew."""
     runs.train("prior", 2, "prior_killed")
     path = runs.folder / "prior_killed" / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 3, "loss": 1e9}\n{"step": 4, "lo')
+    path.write_bytes(path.read_bytes() + b'{"step": 3, "loss": 1e9}\n\xff\x00\n{"step": 4, "lo')
     runs.train("prior", 4, "prior_killed")
     assert runs.rows("prior_killed") == runs.rows("prior")
 

@@ -71,8 +71,9 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         preview: draws samples every `log.preview_every` steps, on the first process; given to all.
     Returns:
         the step that was reached, and the signal (SIGTERM or SIGINT) that ended the run before
-        `recipe.steps`, or None; the state is saved either way. A signal before the first step of
-        this call, and a second one, end the process with 128 + its number.
+        `recipe.steps`, or None; the state is saved either way. A second signal
+        ends the process with 128 + its number, as does one before the first step of this call,
+        unless there are other processes.
     Raises:
         GaveUp: steps were skipped again and again, see `GuardConfig`.
         UserError: the recipe, the data or the folder's contents do not fit together, another run
@@ -81,6 +82,8 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
+        if jax.process_count() > 1:  # one that ended before the first step would be waited for
+            stop.listen()
         with together():
             inputs = open_inputs(recipe, workdir)
             program = make_program(recipe, inputs, make_mesh(recipe.mesh))

@@ -71,13 +71,13 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # half a line, from a run that was killed while writing it
-    write_whole(path, "".join(kept).encode())
+    write_whole(path, b"".join(kept))
 
 
 class Progress:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from unclip_jax.config import GuardConfig
+from unclip_jax.config import GuardConfig, from_dict
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
 
@@ -55,7 +55,7 @@ class Rollbacks:
         if self._path.exists():
             try:
                 lines = self._path.read_text(encoding="utf-8").splitlines()
-                self._all = [Rollback(**json.loads(line)) for line in lines]
+                self._all = [from_dict(Rollback, json.loads(line)) for line in lines]
             except (OSError, ValueError, TypeError) as error:
                 raise UserError(
                     f"{self._path} cannot be read ({error}): restore it, or use another --workdir"
