@@ -177,14 +177,15 @@ def grid_of_files(paths: Sequence[Path], columns: int) -> tuple[np.ndarray, int]
     """
 
     def read(path: Path) -> np.ndarray:
+        if not path.exists():
+            raise UserError(
+                f"no grid: {path} is missing; let all hosts write into one folder that each of "
+                "them sees"
+            )
         try:
             return decode_image(picture_bytes(path), name=str(path))
         except BadImage as error:
             raise UserError(f"{error}: delete it and run the same command again") from None
-        except OSError as error:
-            raise UserError(
-                f"no grid: {error}; let all hosts write into one folder that each of them sees"
-            ) from error
 
     first = read(paths[0])
     rows = max(1, MAX_PIXELS // (columns * first.shape[0] * first.shape[1]))

@@ -105,7 +105,7 @@ def test_a_recipe_that_is_too_big_is_told_what_helps(capsys: Capture) -> None:
     pytest.importorskip("libtpu")
     words = [str(toys.CONFIGS / "clip.py"), "--topology", "v5e:2x4", "--batch-size", "8"]
     with pytest.raises(SystemExit) as end:
-        main(["plan", *words, "--set", "model.vocab_size=70000000"])
+        main(["plan", *words, "--set", "model.vocab_size=9000000", "--set", "model.text.width=128"])
     assert end.value.code == 1
     said = capsys.readouterr().out
     assert "does not fit: a chip would need" in said and "has 15.8 GiB" in said
