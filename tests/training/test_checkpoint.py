@@ -16,7 +16,7 @@ import pytest
 from unclip_jax.config import CheckpointConfig
 from unclip_jax.errors import UserError
 from unclip_jax.training import checkpoint as module
-from unclip_jax.training.checkpoint import Checkpoints, load_ema_params, newest_step
+from unclip_jax.training.checkpoint import Checkpoints, Comparing, load_ema_params, newest_step
 from unclip_jax.training.manifest import FORMAT, find_damage, read_manifest
 from unclip_jax.training.retention import steps_to_keep
 from unclip_jax.training.stages import init_params
@@ -107,6 +107,25 @@ def test_a_damaged_one_is_put_aside_for_the_one_before(
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["1", "2", "3.damaged"]
     write(run, {3: None})  # its place is free
     assert int(open_again(run)["step"]) == 3
+
+
+def test_a_comparison_begun_before_counts_once(run: Path) -> None:
+    """It finds what was damaged before it; what is damaged later is found by the next one."""
+    folder = run / "checkpoints" / "3"
+    file = max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    comparing = Comparing(run)
+    early = comparing.take(folder)
+    assert early is not None and "has changed" in (early.result() or "")
+    assert comparing.take(folder) is None and Comparing(run).take(folder.with_name("2")) is None
+    comparing = Comparing(run)
+    abstract = shapes(state(0))
+    checkpoints = Checkpoints(run, CheckpointConfig(), abstract, comparing=comparing)
+    assert int(checkpoints.restore_newest(abstract)["step"]) == 2
+    checkpoints.close()
+    (run / "checkpoints" / "2" / "manifest.json").unlink()
+    assert Comparing(run).take(folder.with_name("2")) is None
 
 
 def test_none_good_is_an_error_that_stays(run: Path) -> None:

@@ -42,13 +42,21 @@ class Checkpoints:
     Args:
         abstract_state: shapes and dtypes of what is saved.
         is_first: this process writes manifests and removes what need not stay.
+        comparing: of the newest checkpoint, begun before.
     Raises:
         UserError: the disk cannot hold as many checkpoints as the run keeps, and one more.
     """
 
     def __init__(
-        self, workdir: Path, config: CheckpointConfig, abstract_state: Any, *, is_first: bool = True
+        self,
+        workdir: Path,
+        config: CheckpointConfig,
+        abstract_state: Any,
+        *,
+        is_first: bool = True,
+        comparing: Comparing | None = None,
     ) -> None:
+        self._comparing = comparing
         self._folder, self._config, self._is_first = workdir / "checkpoints", config, is_first
         self._leaves = describe(abstract_state)
         self._bytes = sum(
@@ -145,11 +153,12 @@ class Checkpoints:
         """
         steps = sorted(_steps(self._folder), reverse=True)
         count = from_first(len(steps))
-        damaged = []
+        damaged: list[Path] = []
         for number in range(count):
             step = from_first(steps[number] if number < len(steps) else -1)
             path = self._folder / str(step)
-            state, damage = _load(path, abstract_state, any_process)
+            begun = None if self._comparing is None else self._comparing.take(path)
+            state, damage = _load(path, abstract_state, any_process, begun)
             if damage is None:
                 self._put_aside(damaged)
                 return state
@@ -216,6 +225,37 @@ class Checkpoints:
         _warn(message)
 
 
+class Comparing:
+    """The bytes of a run's newest checkpoint compared with its manifest, in the background.
+
+    Begun while a run still opens its data and its CLIP, it costs a restore nothing. Of several
+    processes each compares its share.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self._path: Path | None = None
+        step = max(_steps(workdir / "checkpoints"), default=None)
+        if step is None:
+            return
+        path = workdir / "checkpoints" / str(step)
+        manifest = read_manifest(path)
+        if isinstance(manifest, str) or find_missing(path, manifest) is not None:
+            return
+        self._path = path
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compare")
+        share = (jax.process_index(), jax.process_count())
+        self._damage = self._pool.submit(find_damage, path, manifest, *share)
+
+    def take(self, path: Path) -> Future[str | None] | None:
+        """The damage in this process's share of that checkpoint, once; None if it is not this one's
+        or was taken: files can be damaged later."""
+        if path != self._path:
+            return None
+        self._path = None
+        self._pool.shutdown(wait=False)
+        return self._damage
+
+
 def newest_step(workdir: Path) -> int | None:
     """Step of the newest checkpoint of a run folder that is complete, or None. Reads no arrays.
 
@@ -246,11 +286,17 @@ def load_ema_params(workdir: Path, abstract_params: Any) -> tuple[int, Any]:
     raise UserError(f"{workdir} has no finished checkpoint: train it first, or name another run")
 
 
-def _load(path: Path, abstract: Any, agree: Callable[[bool], bool]) -> tuple[Any, str | None]:
+def _load(
+    path: Path,
+    abstract: Any,
+    agree: Callable[[bool], bool],
+    begun: Future[str | None] | None = None,
+) -> tuple[Any, str | None]:
     """A state while its bytes are compared with the manifest, or what is damaged.
 
     Args:
         agree: whether any process says so: one that cannot load must not leave the others waiting.
+        begun: that comparison, if it is under way.
     """
     manifest = read_manifest(path)
     damage = manifest if isinstance(manifest, str) else find_missing(path, manifest)
@@ -260,7 +306,7 @@ def _load(path: Path, abstract: Any, agree: Callable[[bool], bool]) -> tuple[Any
         if isinstance(manifest, Manifest) and damage is None:
             _check_fits(path, manifest, abstract)
             share = (jax.process_index(), jax.process_count()) if several else (0, 1)
-            comparing = pool.submit(find_damage, path, manifest, *share)
+            comparing = begun or pool.submit(find_damage, path, manifest, *share)
             if several:
                 damage = comparing.result()
         if agree(damage is not None):

@@ -24,7 +24,7 @@ from jax import Array
 
 from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.errors import UserError
-from unclip_jax.training.checkpoint import Checkpoints, newest_step
+from unclip_jax.training.checkpoint import Checkpoints, Comparing, newest_step
 from unclip_jax.training.goodput import Goodput
 from unclip_jax.training.guard import running_loss
 from unclip_jax.training.inputs import Inputs, open_batches, open_inputs
@@ -85,6 +85,7 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         if jax.process_count() > 1:  # one that ended before the first step would be waited for
             stop.listen()
         with together():
+            comparing = Comparing(workdir)
             inputs = open_inputs(recipe, workdir)
             program = make_program(recipe, inputs, make_mesh(recipe.mesh))
         with together():
@@ -98,7 +99,11 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
             return saved, None
         with together():
             checkpoints = Checkpoints(
-                workdir, recipe.checkpoint, program.abstract_state, is_first=is_first()
+                workdir,
+                recipe.checkpoint,
+                program.abstract_state,
+                is_first=is_first(),
+                comparing=comparing,
             )
             rollbacks = Rollbacks(workdir, recipe.guard, is_first=is_first())
         progress = stack.enter_context(
