@@ -25,7 +25,8 @@ import numpy as np
 
 from unclip_jax.config import CheckpointConfig
 from unclip_jax.training import checkpoint as module
-from unclip_jax.training.checkpoint import Checkpoints, Comparing
+from unclip_jax.training.checkpoint import Checkpoints
+from unclip_jax.training.comparing import Comparing
 from unclip_jax.training.manifest import find_damage, read_manifest
 
 

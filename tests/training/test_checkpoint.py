@@ -16,7 +16,8 @@ import pytest
 from unclip_jax.config import CheckpointConfig
 from unclip_jax.errors import UserError
 from unclip_jax.training import checkpoint as module
-from unclip_jax.training.checkpoint import Checkpoints, Comparing, load_ema_params, newest_step
+from unclip_jax.training.checkpoint import Checkpoints, load_ema_params, newest_step
+from unclip_jax.training.comparing import Comparing
 from unclip_jax.training.manifest import FORMAT, find_damage, read_manifest
 from unclip_jax.training.retention import steps_to_keep
 from unclip_jax.training.stages import init_params

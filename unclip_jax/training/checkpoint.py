@@ -21,16 +21,19 @@ from orbax.checkpoint import v1 as ocp
 
 from unclip_jax.config import CheckpointConfig
 from unclip_jax.errors import UserError
+from unclip_jax.training.comparing import Comparing
 from unclip_jax.training.manifest import (
     Manifest,
+    check_fits,
+    describe,
     find_damage,
     find_missing,
     read_manifest,
+    saved_steps,
     write_manifest,
 )
 from unclip_jax.training.processes import any_process, from_first, together
 from unclip_jax.training.retention import steps_to_keep
-from unclip_jax.training.sharding import path_name
 
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
 """In the names of folders that a process left which was killed while it wrote or removed them."""
@@ -151,7 +154,7 @@ class Checkpoints:
         Raises:
             UserError: all checkpoints are damaged, or do not hold what the recipe describes.
         """
-        steps = sorted(_steps(self._folder), reverse=True)
+        steps = sorted(saved_steps(self._folder), reverse=True)
         count = from_first(len(steps))
         damaged: list[Path] = []
         for number in range(count):
@@ -225,37 +228,6 @@ class Checkpoints:
         _warn(message)
 
 
-class Comparing:
-    """The bytes of a run's newest checkpoint compared with its manifest, in the background.
-
-    Begun while a run still opens its data and its CLIP, it costs a restore nothing. Of several
-    processes each compares its share.
-    """
-
-    def __init__(self, workdir: Path) -> None:
-        self._path: Path | None = None
-        step = max(_steps(workdir / "checkpoints"), default=None)
-        if step is None:
-            return
-        path = workdir / "checkpoints" / str(step)
-        manifest = read_manifest(path)
-        if isinstance(manifest, str) or find_missing(path, manifest) is not None:
-            return
-        self._path = path
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compare")
-        share = (jax.process_index(), jax.process_count())
-        self._damage = self._pool.submit(find_damage, path, manifest, *share)
-
-    def take(self, path: Path) -> Future[str | None] | None:
-        """The damage in this process's share of that checkpoint, once; None if it is not this one's
-        or was taken: files can be damaged later."""
-        if path != self._path:
-            return None
-        self._path = None
-        self._pool.shutdown(wait=False)
-        return self._damage
-
-
 def newest_step(workdir: Path) -> int | None:
     """Step of the newest checkpoint of a run folder that is complete, or None. Reads no arrays.
 
@@ -275,7 +247,7 @@ def load_ema_params(workdir: Path, abstract_params: Any) -> tuple[int, Any]:
     """
     folder = workdir / "checkpoints"
     damage = None
-    for step in sorted(_steps(folder), reverse=True):
+    for step in sorted(saved_steps(folder), reverse=True):
         path = folder / str(step)
         state, damage = _load(path, {"ema_params": abstract_params}, bool)
         if damage is None:
@@ -304,7 +276,7 @@ def _load(
     with ThreadPoolExecutor(1) as pool:
         comparing = None
         if isinstance(manifest, Manifest) and damage is None:
-            _check_fits(path, manifest, abstract)
+            check_fits(path, manifest, abstract)
             share = (jax.process_index(), jax.process_count()) if several else (0, 1)
             comparing = begun or pool.submit(find_damage, path, manifest, *share)
             if several:
@@ -333,41 +305,9 @@ def _read(path: Path, abstract: Any) -> tuple[Any, str | None]:
     return found["state"], None
 
 
-def _check_fits(path: Path, manifest: Manifest, abstract: Any) -> None:
-    wanted = describe(abstract)
-    tops = {name.split("/")[0] for name in wanted}
-    have = {name: kind for name, kind in manifest.leaves.items() if name.split("/")[0] in tops}
-    odd = [
-        name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)
-    ]
-    if odd:
-        first = "; ".join(
-            f"{name} is {have.get(name, 'missing')} there and {wanted.get(name, 'unknown')} here"
-            for name in odd[:3]
-        )
-        raise UserError(
-            f"checkpoint {path} does not fit the recipe in {len(odd)} arrays: {first}; use the "
-            "recipe that made it, or another --workdir"
-        )
-
-
-def describe(abstract: Any) -> dict[str, str]:
-    """dtype and shape of each leaf by its path, as 'float32[3,16]'."""
-    return {
-        path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-    }
-
-
-def _steps(folder: Path) -> list[int]:
-    # Orbax renames a checkpoint into place when it is complete; the manifest is written after.
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return [int(entry.name) for entry in entries if entry.name.isdecimal()]
-
-
 def _good(folder: Path) -> dict[int, Manifest]:
     found = {}
-    for step in _steps(folder):
+    for step in saved_steps(folder):
         manifest = read_manifest(folder / str(step))
         if not isinstance(manifest, str) and find_missing(folder / str(step), manifest) is None:
             found[step] = manifest

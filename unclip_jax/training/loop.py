@@ -24,7 +24,8 @@ from jax import Array
 
 from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.errors import UserError
-from unclip_jax.training.checkpoint import Checkpoints, Comparing, newest_step
+from unclip_jax.training.checkpoint import Checkpoints, newest_step
+from unclip_jax.training.comparing import Comparing
 from unclip_jax.training.goodput import Goodput
 from unclip_jax.training.guard import running_loss
 from unclip_jax.training.inputs import Inputs, open_batches, open_inputs

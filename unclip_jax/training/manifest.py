@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
+from unclip_jax.training.sharding import path_name
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -119,6 +122,40 @@ def find_damage(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1)
         return None if hashed == manifest.files[name][1] else f"{name} has changed since its save"
 
     return next(filter(None, _in_threads(damage, names)), None)
+
+
+def check_fits(path: Path, manifest: Manifest, abstract: Any) -> None:
+    """UserError unless the checkpoint has the arrays of `abstract`; names the first that differ."""
+    wanted = describe(abstract)
+    tops = {name.split("/")[0] for name in wanted}
+    have = {name: kind for name, kind in manifest.leaves.items() if name.split("/")[0] in tops}
+    odd = [
+        name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)
+    ]
+    if odd:
+        first = "; ".join(
+            f"{name} is {have.get(name, 'missing')} there and {wanted.get(name, 'unknown')} here"
+            for name in odd[:3]
+        )
+        raise UserError(
+            f"checkpoint {path} does not fit the recipe in {len(odd)} arrays: {first}; use the "
+            "recipe that made it, or another --workdir"
+        )
+
+
+def describe(abstract: Any) -> dict[str, str]:
+    """dtype and shape of each leaf by its path, as 'float32[3,16]'."""
+    return {
+        path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in RUN/checkpoints, good or not."""
+    # Orbax renames a checkpoint into place when it is complete; the manifest is written after.
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return [int(entry.name) for entry in entries if entry.name.isdecimal()]
 
 
 def _items(content: Any) -> Iterable[Any]:
