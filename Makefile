@@ -3,7 +3,7 @@
 # make check   lint, types and tests
 # make setup-reference   also PyTorch and what the tests compare with, and the TPU's compiler;
 #                        without them the tests skip that
-# make faults  kill, fill and damage training and sampling, and print what survived (half an hour)
+# make faults  kill, fill and damage training and sampling, and print what survived (a quarter of an hour)
 # make fuzz    fuzz every parser, guided by coverage (Linux; two minutes each)
 # Also: setup, setup-dev, lint, types, format, constraints.
 

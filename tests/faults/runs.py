@@ -46,18 +46,15 @@ class Runs:
         *arguments: str,
         steps: int = STEPS,
         faults: str | None = None,
-        prefix: Sequence[str] = (),
-        workdir: Path | None = None,
         **env: str,
     ) -> Process:
         """One process of the run `name`.
 
         Args:
             faults: see `run_train`; None trains with the program as it is.
-            prefix: of the command line.
         """
-        command = [*prefix, sys.executable, "-m", "tests.faults.run_train", "configs/toy/clip.py"]
-        command += ["--workdir", str(workdir or self.folder / name), "--steps", str(steps)]
+        command = [sys.executable, "-m", "tests.faults.run_train", "configs/toy/clip.py"]
+        command += ["--workdir", str(self.folder / name), "--steps", str(steps)]
         command += ["--data.source", str(self.folder / "pictures"), "--log.every", "1"]
         command += ["--checkpoint.every", str(EVERY), "--log.preview_every", "0", *arguments]
         record = {"RECORD": str(self.folder / f"{name}.{env.get('JAX_PROCESS_ID', '0')}.batches")}
