@@ -37,7 +37,7 @@ def test_ends(
     body: str, code: int, starts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(supervisor.time, "sleep", pauses.append)
+    monkeypatch.setattr(supervisor, "_pause", lambda seconds, stopped: pauses.append(seconds))
     assert supervise(script(tmp_path, body), 3) == code
     assert (tmp_path / "starts").read_text() == "x" * starts
     assert pauses == [1.0, 2.0, 4.0][: starts - 1]
@@ -59,6 +59,47 @@ def test_a_signal_is_passed_on_once_and_is_the_end(tmp_path: Path, repository: P
     began = time.monotonic()
     assert process.wait(timeout=30) == 1 and time.monotonic() - began < 20
     assert (tmp_path / "starts").read_text() == "x"
+
+
+def supervised(command: list[str], repository: Path, before: str = "") -> subprocess.Popen[str]:
+    """`supervise(command, 5000)` in a process of its own, after the lines `before`."""
+    program = f"from unclip_jax.cli import supervisor\n{before}\n"
+    program += f"raise SystemExit(supervisor.supervise({command!r}, 5000))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=repository, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_pause(number: int, code: int, tmp_path: Path, repository: Path) -> None:
+    before = "pause = supervisor._pause\n"
+    before += "supervisor._pause = lambda seconds, stopped: pause(600, stopped)"
+    process = supervised(script(tmp_path, "os._exit(75)"), repository, before)
+    assert process.stderr is not None and "again in 1 s" in process.stderr.readline()
+    process.send_signal(number)
+    began = time.monotonic()
+    assert process.wait(timeout=60) == code and time.monotonic() - began < 5
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_signal_while_the_run_is_being_started_is_passed_on(
+    tmp_path: Path, repository: Path
+) -> None:
+    """It comes when the process is there and the supervisor does not know it yet."""
+    before = "import os, subprocess\nstart = subprocess.Popen\n"
+    before += "def popen(*a, **k):\n    child = start(*a, **k)\n    os.kill(os.getpid(), 15)\n"
+    before += "    return child\nsubprocess.Popen = popen"
+    process = supervised(script(tmp_path, "time.sleep(60)"), repository, before)
+    assert process.wait(timeout=30) == 143
+
+
+def test_a_pause_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the run has died."""
+    pauses: list[float] = []
+    monkeypatch.setattr(supervisor, "_run", lambda command, stopped: 75)
+    monkeypatch.setattr(supervisor, "_pause", lambda seconds, stopped: pauses.append(seconds))
+    assert supervise(["x"], 2000) == 75
+    assert pauses[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0] and max(pauses) == 60
 
 
 def test_the_flag_does_not_reach_the_run() -> None:

@@ -69,17 +69,17 @@ def one_signalled_early(runs: Runs) -> Outcome:
 
 
 def one_poisoned(runs: Runs) -> Outcome:
-    """NaN in the rows of one process: both skip the step, and go back together."""
-    faults = ("", "nan:12-12,nan:22-24")
+    """NaN and a spike in the rows of one process: both skip the steps, and go back together."""
+    faults = ("", "nan:12-12,spike:16-16,nan:22-24")
     guard = ("--guard.patience", "3")
     codes, errors = end_all(runs.hosts("poisoned", *SPLIT, *guard, faults=faults))
     rows = runs.rows("poisoned")
-    is_skipped = codes == [0, 0] and rows[12]["skipped_steps"] == 1
+    is_skipped = codes == [0, 0] and [rows[i]["skipped_steps"] for i in (12, 16)] == [1, 2]
     numbers = [[number for number, _ in runs.batches("poisoned", i)] for i in range(2)]
     is_back = "back to step 20" in errors[0] and numbers == [[*range(STEPS + 5)]] * 2
     is_right = is_skipped and is_back and rows[-1]["step"] == STEPS
     note = "skipped and rolled back on both" if is_right else f"{codes} {errors}"
-    return Outcome("nan on one of two processes", 1, int(is_right), EVERY, None, note)
+    return Outcome("nan and a spike on one of two processes", 1, int(is_right), EVERY, None, note)
 
 
 def one_killed(runs: Runs, rounds: int) -> Outcome:

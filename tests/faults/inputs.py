@@ -69,13 +69,18 @@ def _pictures(side: int) -> Iterator[Outcome]:
 
     def refuses(name: str) -> Callable[[], bool]:
         words, seconds, megabytes = found[name]
-        expected = hostile_pictures.REFUSED[name][1]
-        return lambda: expected in words and seconds < 5 and megabytes < 30
+        is_right = not words
+        if name in hostile_pictures.REFUSED:
+            is_right = hostile_pictures.REFUSED[name][1] in words
+        return lambda: is_right and seconds < 5 and megabytes < 30
 
-    refused = {name: refuses(name) for name in hostile_pictures.REFUSED}
+    names = (*hostile_pictures.REFUSED, *hostile_pictures.HARMLESS)
+    refused = {name: refuses(name) for name in names}
     most = max(found[name][2] for name in refused)
     yield _count(
-        "bombs and files that are no pictures", refused, f"one line, {most:.1f} MB at most"
+        "bombs and files that are no pictures",
+        refused,
+        f"one line or no price, {most:.1f} MB at most",
     )
     large = {name: value for name, value in found.items() if name not in refused}
     most = max(megabytes for _, _, megabytes in large.values())
@@ -160,7 +165,10 @@ def _prompts(folder: Path) -> Iterator[Outcome]:
     def reads(name: str) -> Callable[[], bool]:
         file, content, expected = hostile_prompts.READ[name]
         path = folder / file
-        return lambda: path.write_bytes(content) >= 0 and read_prompts(path) == expected
+        return lambda: (
+            path.write_bytes(content) >= 0
+            and [line.prompt for line in read_prompts(path)] == expected
+        )
 
     def refuses(name: str) -> Callable[[], bool]:
         file, content, words = hostile_prompts.REFUSED[name]

@@ -3,7 +3,7 @@
 RECORD=FILE         append a line for every batch that the process consumes: its number, a
                     checksum of its rows
 FAULTS=KIND:A-B,... the loss and gradient of batches A to B (counted from 0) become nan, inf or
-                    spike (a thousand times as large), on this process's rows only
+                    spike (a hundred times as large), on this process's rows only
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from unclip_jax.cli.main import run
 from unclip_jax.cli.train import main
 
-FACTORS = {"nan": float("nan"), "inf": float("inf"), "spike": 1000.0}
+FACTORS = {"nan": float("nan"), "inf": float("inf"), "spike": 100.0}
 
 
 def parse_faults(text: str) -> list[tuple[float, range]]:

@@ -25,6 +25,7 @@ SCENES: dict[str, Callable[[Runs], Outcome]] = {
     "stops": lambda runs: training.stops(runs, 1),
     "second_signals": training.second_signals,
     "damaged": lambda runs: training.damaged(runs, ("bit flipped", "no manifest")),
+    "finished_damaged": training.finished_damaged,
     "all_damaged": training.all_damaged,
     "skipped_steps": lambda runs: training.skipped_steps(runs, ("nan", "spike")),
     "rollbacks": training.rollbacks,

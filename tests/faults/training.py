@@ -21,6 +21,7 @@ def try_faults(rounds: int, folder: Path) -> Iterator[Outcome]:
     yield stops(runs, max(1, rounds // 5))
     yield second_signals(runs)
     yield damaged(runs, tuple(DAMAGES))
+    yield finished_damaged(runs)
     yield all_damaged(runs)
     yield skipped_steps(runs)
     yield rollbacks(runs)
@@ -198,6 +199,20 @@ def damaged(runs: Runs, kinds: tuple[str, ...]) -> Outcome:
     return Outcome(fault, len(kinds), survived, EVERY, None, note)
 
 
+def finished_damaged(runs: Runs) -> Outcome:
+    """A bit of a finished run's last checkpoint flips: its steps are done again."""
+    shutil.copytree(runs.folder / "whole", runs.folder / "finished")
+    shutil.copy(runs.folder / "whole.0.batches", runs.folder / "finished.0.batches")
+    word = _flip(runs.folder / "finished" / "checkpoints" / str(STEPS))
+    code, errors = end(runs.start("finished"))
+    is_told = f"continuing {runs.folder / 'finished'} at step {STEPS - EVERY}" in errors
+    is_told &= word in errors
+    different = runs.same("finished", "whole") if code == 0 and is_told else errors[-500:]
+    note = different or f"one line; the last {EVERY} steps done again, bit for bit"
+    fault = "last checkpoint of a finished run: bit flipped"
+    return Outcome(fault, 1, int(not different), EVERY, None, note)
+
+
 def all_damaged(runs: Runs) -> Outcome:
     """No good checkpoint is left: never a silent new beginning."""
     shutil.copytree(runs.folder / "whole", runs.folder / "ruined")
@@ -213,7 +228,7 @@ def all_damaged(runs: Runs) -> Outcome:
 
 
 def skipped_steps(runs: Runs, kinds: tuple[str, ...] = ("nan", "inf", "spike")) -> Outcome:
-    """NaN, infinity and a spike of a thousand times the loss change nothing but the count."""
+    """NaN, infinity and a spike of a hundred times the loss change nothing but the count."""
     import numpy as np
 
     survived, note = 0, ""
@@ -231,7 +246,7 @@ def skipped_steps(runs: Runs, kinds: tuple[str, ...] = ("nan", "inf", "spike")) 
         survived += is_right
         note = note or ("" if is_right else f"{kind}: {odd[:3]} {row} {errors[-300:]}")
     note = note or "step skipped and counted; weights, average and optimiser untouched, bit for bit"
-    fault = f"{', '.join(kinds)} in a step (spike: 1000 times the loss)"
+    fault = f"{', '.join(kinds)} in a step (spike: 100 times the loss)"
     return Outcome(fault, len(kinds), survived, 0, None, note)
 
 

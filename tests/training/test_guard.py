@@ -42,6 +42,7 @@ def test_running_loss_is_the_average_of_what_counted() -> None:
         (1.0, float("inf"), False),
         (float("-inf"), 1.0, False),
         (100.0, 1.0, False),
+        (20.1, 1.0, False),
         (19.0, 1.0, True),  # the highest of late was 2
         (0.0, 0.0, True),
     ],
@@ -111,6 +112,17 @@ def test_the_data_between_is_left_out(tmp_path: Path) -> None:
     assert [again.first_batch(step) for step in (9, 10, 20)] == [9, 42, 52]
     rows = [json.loads(line) for line in (tmp_path / "rollbacks.jsonl").read_text().splitlines()]
     assert [row["batch"] for row in rows] == [25, 29, 42]
+
+
+def test_a_run_that_begins_before_it_went_back_has_not_gone_back(tmp_path: Path) -> None:
+    """All checkpoints since were damaged: 20 is reached again, by other steps."""
+    rollbacks = Rollbacks(tmp_path, GuardConfig())
+    rollbacks.go_back(23, 20, "bad")
+    Rollbacks(tmp_path, GuardConfig()).begin_at(20)
+    assert Rollbacks(tmp_path, GuardConfig()).first_batch(24) == 27
+    rollbacks.begin_at(15)
+    assert [rollbacks.first_batch(step) for step in (15, 20, 24)] == [15, 20, 24]
+    assert Rollbacks(tmp_path, GuardConfig()).first_batch(24) == 24
 
 
 def test_it_gives_up_where_nothing_was_saved_since(tmp_path: Path) -> None:

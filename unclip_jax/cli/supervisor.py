@@ -17,6 +17,8 @@ FINAL = frozenset({0, 2, 3, 130, 143})
 input, given up, stopped by a signal."""
 LONGEST_PAUSE = 60.0
 """Seconds before a restart; the first pause is 1, each one twice as long."""
+_LOOK = 0.2
+"""Seconds within which a signal is noticed."""
 
 
 def supervise(command: Sequence[str], restarts: int) -> int:
@@ -28,36 +30,53 @@ def supervise(command: Sequence[str], restarts: int) -> int:
         the exit code of the last process, 128 + the number of the signal that killed it.
     """
     stopped: list[int] = []
-    child: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        stopped.append(number)
-        if child and child[-1].poll() is None:
-            child[-1].send_signal(number)
-
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {n: signal.signal(n, lambda number, _: stopped.append(number)) for n in numbers}
     try:
         for attempt in range(restarts + 1):
-            # A session of its own: Ctrl-C in a terminal must reach it once, from here.
-            child.append(subprocess.Popen(command, start_new_session=True))
-            code = child[-1].wait()
-            code = 128 - code if code < 0 else code
+            code = _run(command, stopped)
             if code in FINAL or stopped or attempt == restarts:
                 return code
-            pause = min(2.0**attempt, LONGEST_PAUSE)
+            pause = min(2.0 ** min(attempt, 10), LONGEST_PAUSE)
             print(
                 f"the run ended with code {code}: starting again in {pause:.0f} s "
                 f"({attempt + 1} of {restarts})",
                 file=sys.stderr,
                 flush=True,
             )
-            time.sleep(pause)
+            _pause(pause, stopped)
             if stopped:
                 return 128 + stopped[0]
     finally:
         for number, action in before.items():
             signal.signal(number, action)
     raise AssertionError  # the last attempt returns
+
+
+def _run(command: Sequence[str], stopped: list[int]) -> int:
+    """The exit code of one process, which hears of each signal in `stopped` once.
+
+    The handler only notes a signal: were it to send it too, one that comes while the process is
+    being started would reach nobody.
+    """
+    # A session of its own: Ctrl-C in a terminal must reach it once, from here.
+    child, told = subprocess.Popen(command, start_new_session=True), 0
+    while True:
+        for number in stopped[told:]:
+            child.send_signal(number)
+            told += 1
+        try:
+            code = child.wait(timeout=_LOOK)
+        except subprocess.TimeoutExpired:
+            continue
+        return 128 - code if code < 0 else code
+
+
+def _pause(seconds: float, stopped: list[int]) -> None:
+    """Until then, or until a signal came: Python's own sleep goes on after its handler."""
+    end = time.monotonic() + seconds
+    while not stopped and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOK))
 
 
 def without(command: Sequence[str], flag: str) -> list[str]:

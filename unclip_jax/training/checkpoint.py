@@ -35,7 +35,10 @@ from unclip_jax.training.manifest import (
 from unclip_jax.training.processes import any_process, from_first, together
 from unclip_jax.training.retention import steps_to_keep
 
-_UNFINISHED = (".orbax-checkpoint-tmp", ".deleting")
+_SAVING = ".saving"
+"""Behind the step while a checkpoint has no manifest yet: a process that is killed then leaves
+nothing that looks like a checkpoint."""
+_UNFINISHED = (".orbax-checkpoint-tmp", _SAVING, ".deleting")
 """In the names of folders that a process left which was killed while it wrote or removed them."""
 
 
@@ -84,7 +87,7 @@ class Checkpoints:
         """
         with together():
             self.wait()
-        path = self._folder.absolute() / str(step)
+        path = self._folder.absolute() / f"{step}{_SAVING}"
         try:
             written = ocp.save_checkpointables_async(str(path), {"state": state})
         except (OSError, ValueError, RuntimeError) as error:
@@ -98,6 +101,7 @@ class Checkpoints:
             for file in path.rglob("commit_success.txt"):  # names this machine's folders
                 file.unlink()
             write_manifest(path, self._leaves, recipe, loss)
+            path.rename(path.with_suffix(""))
             self._remove_old()
 
     def failure(self) -> UserError | None:
@@ -128,7 +132,6 @@ class Checkpoints:
     def _fail(self, step: int, error: Exception, *, must_stop: bool = False) -> None:
         needed, free = self._bytes, shutil.disk_usage(_existing(self._folder)).free
         if self._is_first:
-            shutil.rmtree(self._folder / str(step), ignore_errors=True)  # without a manifest
             self._clean(times=5)  # others of Orbax's threads may still write there
         message = (
             f"checkpoint of step {step} was not written ({_reason(error)}): it needs "
@@ -179,7 +182,7 @@ class Checkpoints:
         with together():
             for path in damaged if self._is_first else ():
                 aside = path.with_name(f"{path.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 path.rename(aside)
 
     def close(self) -> None:
@@ -205,7 +208,7 @@ class Checkpoints:
             entries = self._folder.glob("*")
             found = [one for one in entries if any(mark in one.name for mark in _UNFINISHED)]
             for entry in found:
-                shutil.rmtree(entry, ignore_errors=True)
+                _remove(entry)
             gone = 0 if found else gone + 1
             if gone == times:
                 return
@@ -312,6 +315,14 @@ def _good(folder: Path) -> dict[int, Manifest]:
         if not isinstance(manifest, str) and find_missing(folder / str(step), manifest) is None:
             found[step] = manifest
     return found
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is; nothing if it is gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _existing(folder: Path) -> Path:

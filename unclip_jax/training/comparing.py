@@ -31,6 +31,10 @@ class Comparing:
         share = (jax.process_index(), jax.process_count())
         self._damage = self._pool.submit(find_damage, path, manifest, *share)
 
+    def wait(self) -> str | None:
+        """The damage in this process's share, when all of it has been compared."""
+        return None if self._path is None else self._damage.result()
+
     def take(self, path: Path) -> Future[str | None] | None:
         """The damage in this process's share of that checkpoint, once; None if it is not this one's
         or was taken: files can be damaged later."""

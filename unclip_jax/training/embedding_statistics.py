@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import save_tensors
 
 FILE = "embedding_statistics.safetensors"
 
@@ -38,11 +39,9 @@ class EmbeddingStatistics:
 
 
 def save_statistics(statistics: EmbeddingStatistics, path: Path) -> None:
-    """Write the file."""
-    from safetensors.numpy import save_file
-
+    """Write the file, whole or not at all."""
     arrays = {"mean": statistics.mean, "deviation": statistics.deviation}
-    save_file({name: np.asarray(array, np.float32) for name, array in arrays.items()}, path)
+    save_tensors(path, {name: np.asarray(array, np.float32) for name, array in arrays.items()})
 
 
 def load_statistics(path: Path, width: int) -> EmbeddingStatistics:

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
 
 Kind = Literal["start", "compile", "input", "save", "preview", "recover"]
 KINDS: tuple[Kind, ...] = ("start", "compile", "input", "save", "preview", "recover")
 FILE = "goodput.json"
+_MAX_BYTES = 10_000_000
+"""Of that file; 300 a start."""
 
 
 class Goodput:
@@ -108,7 +111,7 @@ class Goodput:
 def _read(path: Path) -> list[dict[str, Any]]:
     """The entries of earlier starts; a file that is none is begun anew: it only tells."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path, _MAX_BYTES)
         return [entry for entry in entries if isinstance(entry["last_step"], int)]
     except (OSError, ValueError, TypeError, KeyError):
         return []

@@ -11,9 +11,11 @@ from flax import struct
 from jax import Array
 
 DECAY = 0.98
-"""A step, of the running average of the loss and of its highest value."""
-YOUNG = 20
-"""Steps before which the average says too little for a loss to be called a spike."""
+"""A step, of the running average of the loss."""
+PEAK_DECAY = 0.9
+"""A step, of the highest loss: what is highest of late is so of the last twenty steps or so."""
+YOUNG = 5
+"""Steps before which too little is known for a loss to be called a spike."""
 
 
 class GuardState(struct.PyTreeNode):
@@ -61,7 +63,7 @@ def watch(state: GuardState, loss: Array, norm: Array, spike: float) -> tuple[Ar
     if spike:
         is_spike = (state.accepted >= YOUNG) & (loss > spike * state.peak)
         is_good &= ~is_spike
-    peak = jnp.where(is_good, jnp.maximum(jnp.abs(loss), DECAY * state.peak), state.peak)
+    peak = jnp.where(is_good, jnp.maximum(jnp.abs(loss), PEAK_DECAY * state.peak), state.peak)
     total = jnp.where(is_good, DECAY * state.total + (1 - DECAY) * loss, state.total)
     counted = is_good.astype(jnp.int32)
     return is_good, GuardState(

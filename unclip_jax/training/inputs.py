@@ -15,6 +15,8 @@ from unclip_jax.data.bad_records import BadRecords
 from unclip_jax.data.captions import all_captions
 from unclip_jax.data.embedding_batches import make_embedding_batches
 from unclip_jax.data.embedding_store import EmbeddingStore, check_fits, open_store
+from unclip_jax.data.images import BadImage
+from unclip_jax.data.picture_reader import read_record
 from unclip_jax.data.pipeline import Batch, Tokenize, make_batches
 from unclip_jax.data.sources import Source, open_source
 from unclip_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -76,11 +78,14 @@ class Inputs:
         return len(pictures)
 
 
-def open_inputs(recipe: Recipe, workdir: Path) -> Inputs:
+def open_inputs(recipe: Recipe, workdir: Path, bad: BadRecords | None = None) -> Inputs:
     """Data, tokenizer and the frozen CLIP.
 
+    Args:
+        bad: counts the records that cannot be read where a tokenizer is trained on all.
     Raises:
-        UserError: they do not fit the recipe, or the run that `workdir` holds.
+        UserError: they do not fit the recipe, or the run that `workdir` holds; or too many records
+            cannot be read.
     """
     saved_clip = check_same_run(recipe, workdir)
     if isinstance(recipe, ON_CLIP):
@@ -98,7 +103,7 @@ def open_inputs(recipe: Recipe, workdir: Path) -> Inputs:
         return Inputs(source, Tokenizer.load(saved))
     corpus = None
     if recipe.tokenizer.kind == "trained":
-        corpus = (text for i in range(len(source)) for text in _captions(source, i))
+        corpus = _all_captions(source, bad or BadRecords())
     return Inputs(source, make_tokenizer(recipe.tokenizer, corpus))
 
 
@@ -204,8 +209,13 @@ def _tokenize(recipe: Recipe, inputs: Inputs) -> Tokenize:
     return inputs.tokenizer or (lambda captions: np.zeros((len(captions), 1), np.int32))
 
 
-def _captions(source: Source, index: int) -> tuple[str, ...]:
-    return all_captions(source[index].captions)
+def _all_captions(source: Source, bad: BadRecords) -> Iterator[str]:
+    """Of every record that can be read."""
+    for index in range(len(source)):
+        try:
+            yield from all_captions(read_record(source, index).captions)
+        except BadImage as error:
+            bad.add(error.name, error.reason, len(source))
 
 
 def check_fits_clip(recipe: AnyPriorRecipe | DecoderRecipe, clip: Stage) -> None:

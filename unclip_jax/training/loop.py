@@ -28,13 +28,17 @@ from unclip_jax.training.checkpoint import Checkpoints, newest_step
 from unclip_jax.training.comparing import Comparing
 from unclip_jax.training.goodput import Goodput
 from unclip_jax.training.guard import running_loss
+from unclip_jax.training.initial_weights import start_from
 from unclip_jax.training.inputs import Inputs, open_batches, open_inputs
+from unclip_jax.training.late_writes import ignore_late_writes
 from unclip_jax.training.metrics import MetricWriter, Progress
 from unclip_jax.training.planning.chips import peak_flops
 from unclip_jax.training.planning.work import step_flops
+from unclip_jax.training.preview_thread import draw_aside
 from unclip_jax.training.processes import (
     Agreement,
     SharedBatches,
+    any_process,
     from_first,
     gather,
     is_first,
@@ -56,7 +60,7 @@ from unclip_jax.training.sharding import (
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.step_log import StepLog
 from unclip_jax.training.stop_requests import StopRequests
-from unclip_jax.training.weights import Stage
+from unclip_jax.training.weights import Stage, without_places
 
 Preview = Callable[[Stage, Path], None]
 """(the stage with its averaged weights, RUN/samples/step_N.png) → writes that picture."""
@@ -81,20 +85,26 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
             uses the folder, or another process cannot go on.
     """
     began = time.monotonic()
+    ignore_late_writes()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
         if jax.process_count() > 1:  # one that ended before the first step would be waited for
             stop.listen()
         with together():
             comparing = Comparing(workdir)
-            inputs = open_inputs(recipe, workdir)
+            bad = BadRecords(
+                workdir / "skipped.jsonl",
+                recipe.data.max_bad_fraction,
+                process_index=jax.process_index(),
+            )
+            inputs = open_inputs(recipe, workdir, bad)
             program = make_program(recipe, inputs, make_mesh(recipe.mesh))
         with together():
+            lock = stack.enter_context(RunLock(workdir)) if is_first() else None
             if is_first():
-                stack.enter_context(RunLock(workdir))
                 write_description(recipe, workdir, inputs.tokenizer, inputs.clip_id)
             saved = from_first(newest_step(workdir) or 0)
-        if saved >= recipe.steps:
+        if saved >= recipe.steps and not any_process(comparing.wait() is not None):
             if is_first():
                 print(f"{workdir} has all its {saved} steps; give more --steps to go on")
             return saved, None
@@ -110,7 +120,10 @@ def train(recipe: Recipe, workdir: Path, preview: Preview | None = None) -> tupl
         progress = stack.enter_context(
             contextlib.closing(Progress(saved, recipe.steps, is_silent=not is_first()))
         )
-        run = _Run(recipe, workdir, inputs, program, checkpoints, rollbacks, progress, preview)
+        run = _Run(
+            *(recipe, workdir, inputs, bad, program),
+            *(checkpoints, rollbacks, progress, lock, preview),
+        )
         step, stopped_by = run.go(stop, began, stack)
         checkpoints.wait(must_succeed=True)
         progress.say(f"step {step}: saved in {workdir / 'checkpoints' / str(step)}")
@@ -122,10 +135,12 @@ class _Run:
     recipe: Recipe
     workdir: Path
     inputs: Inputs
+    bad: BadRecords
     program: Program
     checkpoints: Checkpoints
     rollbacks: Rollbacks
     progress: Progress
+    lock: RunLock | None
     preview: Preview | None
 
     def go(
@@ -133,19 +148,16 @@ class _Run:
     ) -> tuple[int, int | None]:
         """From the newest checkpoint on; the step reached, and the signal that ended it."""
         recipe, mesh = self.recipe, self.program.mesh
-        bad = BadRecords(
-            self.workdir / "skipped.jsonl",
-            recipe.data.max_bad_fraction,
-            process_index=jax.process_index(),
-        )
         step_key, state, step = self._begin()
+        with together():
+            self.rollbacks.begin_at(step)
         stack.callback(self.checkpoints.close)  # not after a failed restore, which Orbax still ends
         goodput = Goodput(self.workdir if is_first() else None, step, began)
-        batches = self._open_batches(bad, step)
+        batches = self._open_batches(step)
         self._announce()
         frozen = self.program.place_frozen()
         with together():
-            log = self._open_log(bad, goodput, step, stack)
+            log = self._open_log(goodput, step, stack)
         profile = Profile(self.workdir / "profile", recipe.log.profile_steps)
         stack.callback(profile.close)
         agreement, watch = Agreement(mesh), self._new_watch()
@@ -178,20 +190,18 @@ class _Run:
             if watch.is_out_of_patience:
                 with goodput.span("recover"):
                     state, step = self._go_back(watch, state)
-                    batches, watch = self._open_batches(bad, step), self._new_watch()
+                    batches, watch = self._open_batches(step), self._new_watch()
                     log.go_back(step)
                 goodput.go_back(step)
                 stopped_by, is_due = None, False
                 continue
             # The state of a run of skipped steps is that before them: what it goes back to.
-            if (is_due and not watch.in_a_row) or is_last or stopped_by is not None:
+            is_saved = (is_due and not watch.in_a_row) or is_last or stopped_by is not None
+            if is_saved:
                 is_due = False
-                with goodput.span("save"):
-                    loss = float(running_loss(jax.device_get(state.guard)))
-                    self.checkpoints.save(step, state, recipe_to_json(recipe), loss)
-            if is_drawn:
-                with goodput.span("preview"):
-                    self._draw(step, state)
+                self._save(step, state, goodput)
+            if is_drawn and stopped_by is None:
+                stopped_by = self._show(step, state, stop, agreement, goodput, is_saved)
         log.flush()
         goodput.write()
         self.progress.say(f"time: {goodput.summary()}")
@@ -210,15 +220,15 @@ class _Run:
         init_key, step_key = jax.jit(split, out_shardings=replicated(self.program.mesh))()
         state = self.checkpoints.restore_newest(self.program.abstract_state)
         if state is None:
-            return step_key, self.program.init(init_key), 0
+            return step_key, start_from(self.recipe, self.program.init(init_key)), 0
         step = int(jax.device_get(state.step))
         self.progress.say(f"continuing {self.workdir} at step {step}")
         return step_key, state, step
 
-    def _open_batches(self, bad: BadRecords, step: int) -> SharedBatches:
+    def _open_batches(self, step: int) -> SharedBatches:
         """Those of the steps after `step`."""
         first = self.rollbacks.first_batch(step)
-        return SharedBatches(open_batches(self.recipe, self.inputs, bad, first))
+        return SharedBatches(open_batches(self.recipe, self.inputs, self.bad, first))
 
     def _go_back(self, watch: SkipWatch, state: TrainState) -> tuple[TrainState, int]:
         """The newest good state, or a new one, after too many skipped steps."""
@@ -243,9 +253,7 @@ class _Run:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
             self.progress.say(placement_table(placements(abstract, shardings)))
 
-    def _open_log(
-        self, bad: BadRecords, goodput: Goodput, start: int, stack: contextlib.ExitStack
-    ) -> StepLog:
+    def _open_log(self, goodput: Goodput, start: int, stack: contextlib.ExitStack) -> StepLog:
         recipe, writer = self.recipe, None
         if is_first():
             opened = MetricWriter(
@@ -257,20 +265,54 @@ class _Run:
         if peak is not None:
             with contextlib.suppress(UserError):  # what cannot be counted can be trained
                 flops = step_flops(recipe, self.inputs)
-        return StepLog(recipe, writer, self.progress, bad, goodput, start, flops=flops, peak=peak)
+        return StepLog(
+            recipe, writer, self.progress, self.bad, goodput, start, flops=flops, peak=peak
+        )
 
-    def _draw(self, step: int, state: TrainState) -> None:
+    def _save(self, step: int, state: TrainState, goodput: Goodput) -> None:
+        with goodput.span("save"):
+            with together():
+                if self.lock is not None:
+                    self.lock.keep()
+            loss = float(running_loss(jax.device_get(state.guard)))
+            # Checkpoints are passed on, and nothing of where the data lay helps to open one.
+            described = without_places(recipe_to_json(self.recipe))
+            self.checkpoints.save(step, state, described, loss)
+
+    def _show(
+        self,
+        step: int,
+        state: TrainState,
+        stop: StopRequests,
+        agreement: Agreement,
+        goodput: Goodput,
+        is_saved: bool,
+    ) -> int | None:
+        """Draw; the signal that came meanwhile. The state is saved if one did, or if that fails."""
+        goes_on = False
+        try:
+            with goodput.span("preview"):
+                self._draw(step, state, stop)
+            stopped_by = agreement.exchange(stop.received, None, now=True)
+            goes_on = stopped_by is None
+            return stopped_by
+        finally:
+            if not (goes_on or is_saved):
+                self._save(step, state, goodput)
+
+    def _draw(self, step: int, state: TrainState, stop: StopRequests) -> None:
         """Gather the average, which all processes hold together, and draw with it on the first."""
         average = gather(state.ema_params, self.program.mesh)
         with together():
-            if self.preview is None or not is_first():
+            preview = self.preview
+            if preview is None or not is_first():
                 return
             inputs, path = self.inputs, self.workdir / "samples" / f"step_{step:07d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
             clip_id = inputs.clip_id or ""
             stage = Stage(self.recipe, average, inputs.tokenizer, step, clip_id, inputs.codes)
-            self.preview(stage, path)
-            self.progress.say(f"samples in {path}")
+            must_write = self.recipe.checkpoint.on_disk_full == "stop"
+            said = draw_aside(lambda path: preview(stage, path), path, stop, must_write=must_write)
+            self.progress.say(said)
 
 
 def _is_preview_due(step: int, recipe: Recipe) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from typing import Any
 
 import jax
 
-from unclip_jax.bounded import read_json
+from unclip_jax.bounded import parse_json, read_bounded
 from unclip_jax.errors import UserError
 from unclip_jax.files import write_whole
 from unclip_jax.training.sharding import path_name
 
 FILE = "manifest.json"
-FORMAT = 1
-"""Of the whole checkpoint: what is in it and under which names."""
+FORMAT = 2
+"""Of the whole checkpoint: what is in it and under which names. Format 1 had no `sha256` of the
+manifest itself."""
+_OPEN = "0" * 64
+_OWN_SUM = re.compile(rb'\A\{\s*"sha256": "([0-9a-f]{64})"')
 _LARGEST = 256_000_000
 _THREADS = 8
 _PIECE = 2**24
@@ -62,9 +66,11 @@ def write_manifest(
     }
     if loss is not None and not math.isfinite(loss):
         loss = None  # JSON has no name for it
-    content = {"format": FORMAT, "loss": loss, "recipe": recipe}
+    content = {"sha256": _OPEN, "format": FORMAT, "loss": loss, "recipe": recipe}
     content |= {"leaves": leaves, "files": files}
-    write_whole(folder / FILE, json.dumps(content, indent=1).encode())
+    text = json.dumps(content, indent=1)
+    own = hashlib.sha256(text.encode()).hexdigest()
+    write_whole(folder / FILE, text.replace(_OPEN, own, 1).encode())
 
 
 def read_manifest(folder: Path) -> Manifest | str:
@@ -73,23 +79,47 @@ def read_manifest(folder: Path) -> Manifest | str:
     Raises:
         UserError: a later version of the package has written it.
     """
-    if not any(folder.iterdir()):
-        return "the folder is empty"
     try:
-        content: Any = read_json(folder / FILE, _LARGEST)
-        if content["format"] != FORMAT:
-            raise UserError(
-                f"{folder} has format {content['format']!r}, this version reads {FORMAT}: update "
-                "the package"
-            )
-        files = {str(name): (int(size), str(hashed)) for name, (size, hashed) in _items(content)}
-        return Manifest(files, dict(content["leaves"]), content["loss"])
+        if not any(folder.iterdir()):
+            return "the folder is empty"
+        raw = read_bounded(folder / FILE, _LARGEST)
     except FileNotFoundError:
-        return f"{FILE} is missing: the save did not end"
+        return f"{FILE} is missing"
+    except (OSError, ValueError) as error:
+        return f"{FILE} cannot be read ({error})"
+    own = _OWN_SUM.match(raw)
+    if own is not None:
+        closed = raw[: own.start(1)] + _OPEN.encode() + raw[own.end(1) :]
+        if hashlib.sha256(closed).hexdigest().encode() != own[1]:
+            return f"{FILE} has changed since its save"
+    try:
+        content: Any = parse_json(raw)
+        version = content["format"]
+        if own is not None and version != FORMAT:
+            raise UserError(
+                f"{folder} has format {version!r}, this version reads {FORMAT}: update the package"
+            )
+        if own is None and version != 1:
+            return f"{FILE} has changed since its save"
+        return _checked(content)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{FILE} cannot be read ({error})"
+    except _ODD as error:
+        return f"{FILE} cannot be read ({type(error).__name__}: {error})"
+
+
+_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON of another kind than ours ends in."""
+
+
+def _checked(content: Any) -> Manifest:
+    files = {str(name): (int(size), str(hashed)) for name, (size, hashed) in _items(content)}
+    leaves, loss = dict(content["leaves"]), content["loss"]
+    if not files or not all(isinstance(kind, str) for kind in leaves.values()):
+        raise ValueError("it names no files, or arrays without a kind")
+    if loss is not None and (type(loss) not in (int, float) or not math.isfinite(loss)):
+        raise ValueError(f"loss is {loss!r}")
+    return Manifest(files, leaves, loss)
 
 
 def find_missing(folder: Path, manifest: Manifest) -> str | None:
@@ -152,10 +182,21 @@ def describe(abstract: Any) -> dict[str, str]:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in RUN/checkpoints, good or not."""
-    # Orbax renames a checkpoint into place when it is complete; the manifest is written after.
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    """Steps of the checkpoints in RUN/checkpoints, good or not.
+
+    Raises:
+        UserError: the folder is there and may not be read.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    except PermissionError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): make it readable for who runs this"
+        ) from None
+    return [int(name) for name in names if _STEP.fullmatch(name)]
+
+
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def _items(content: Any) -> Iterable[Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from unclip_jax.errors import UserError
-from unclip_jax.files import write_whole
+from unclip_jax.files import PatientFile, write_whole
 from unclip_jax.printable import printable
 
 
@@ -20,64 +19,65 @@ class MetricWriter:
 
     Args:
         resume_step: lines after this step are removed: the run is about to write them again.
+    Raises:
+        UserError: the file cannot be read or written, or there is no TensorBoard to write for.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = False) -> None:
         self._path = workdir / "metrics.jsonl"
-        _drop_lines_after(self._path, resume_step)
-        self._file = self._path.open("ab", buffering=0)
-        self._waiting = b""  # for room on a full disk
-        self._tensorboard: Any = None
+        self._lines = _open_after(self._path, resume_step)
+        self._events = None
         if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                raise UserError(
-                    "log.tensorboard needs tensorboardX: pip install 'unclip_jax[track]'"
-                ) from None
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+            from unclip_jax.training.tensorboard import EventFile
+
+            self._events = EventFile(workdir / "tensorboard")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line; a value that is not finite becomes null."""
         row = {k: (float(v) if math.isfinite(v) else None) for k, v in values.items()}
-        self._waiting += json.dumps({"step": step, **row}).encode() + b"\n"
-        self._write_waiting()
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        self._lines.append(json.dumps({"step": step, **row}).encode() + b"\n")
+        if self._events is not None:
+            self._events.write(step, values)
 
     def go_back(self, step: int) -> None:
         """Remove the lines after `step`, which will be written again."""
-        self._waiting = b""
-        self._file.close()
-        _drop_lines_after(self._path, step)
-        self._file = self._path.open("ab", buffering=0)
-
-    def _write_waiting(self) -> None:
-        # A full disk is for the checkpoints to tell: whether it ends the run is a field of theirs.
-        with contextlib.suppress(OSError):
-            while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        self._lines.close()
+        self._lines = _open_after(self._path, step)
 
     def close(self) -> None:
-        """Flush everything to disk."""
-        self._write_waiting()
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """What the disk has room for is on it."""
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _open_after(path: Path, step: int) -> PatientFile:
+    """metrics.jsonl with its lines up to `step`."""
+    try:
+        _drop_lines_after(path, step)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be continued ({error.strerror}): move it away, or make it readable and "
+            "writable, and run the same command again"
+        ) from error
+    return PatientFile(path)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    data, kept = path.read_bytes(), []
+    for line in data.splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+                kept.append(line.rstrip(b"\n") + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # half a line, from a run that was killed while writing it
-    write_whole(path, b"".join(kept))
+    whole = b"".join(kept)
+    if data.startswith(whole):
+        os.truncate(path, len(whole))  # as always but after damage; a full disk has room for it
+    else:
+        write_whole(path, whole)
 
 
 class Progress:

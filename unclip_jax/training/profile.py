@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import jax
 
 class Profile:
     """Traces the steps from the first to the last of `steps`, both included.
+
+    What a trace holds names the machine, its devices and the files of the code that ran.
 
     Args:
         folder: where the trace goes; each module of a network is a scope in it.
@@ -46,3 +50,10 @@ class Profile:
         if self._is_open:
             jax.profiler.stop_trace()
             self._is_open = False
+            self._rename()
+
+    def _rename(self) -> None:
+        """The profiler calls its files after the machine; ours after the process."""
+        machine, own = socket.gethostname(), f"process_{jax.process_index()}"
+        for path in self._folder.rglob(f"{glob.escape(machine)}.*"):
+            path.rename(path.with_name(own + path.name.removeprefix(machine)))

@@ -56,7 +56,7 @@ class Rollbacks:
             try:
                 lines = self._path.read_text(encoding="utf-8").splitlines()
                 self._all = [from_dict(Rollback, json.loads(line)) for line in lines]
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 raise UserError(
                     f"{self._path} cannot be read ({error}): restore it, or use another --workdir"
                 ) from error
@@ -65,6 +65,14 @@ class Rollbacks:
         """The batch of step `step` + 1, counted from the beginning of the run's data."""
         last = next((one for one in reversed(self._all) if one.to <= step), None)
         return step if last is None else last.batch + step - last.to
+
+    def begin_at(self, step: int) -> None:
+        """Forget what happened after `step`, the one that the run continues from: the checkpoints
+        in between were damaged, and the steps that follow are other ones."""
+        kept = [one for one in self._all if one.to <= step]
+        if len(kept) < len(self._all):
+            self._all = kept
+            self._write()
 
     def go_back(self, step: int, to: int, reason: str) -> None:
         """Note that the run goes from `step` back to `to` and leaves out the data between.
@@ -80,6 +88,9 @@ class Rollbacks:
                 "at the data"
             )
         self._all.append(Rollback(step, to, self.first_batch(step), reason))
+        self._write()
+
+    def _write(self) -> None:
         if self._is_first:
             lines = "".join(json.dumps(asdict(one)) + "\n" for one in self._all)
             write_whole(self._path, lines.encode())
