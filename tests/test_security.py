@@ -34,6 +34,8 @@ ALLOWED = {
     ("unclip_jax/cli/main.py", "import importlib"): "the verbs' own modules, of a fixed table",
     ("unclip_jax/cli/supervisor.py", "import subprocess"): "the user's own command, once more",
     ("unclip_jax/cli/overrides.py", "import runpy"): "a recipe is the user's own Python",
+    ("unclip_jax/cli/device_probe.py", "import subprocess"): "our own lines, their own process",
+    ("unclip_jax/cli/verb_options.py", "import importlib"): "the same modules, for their options",
     ("unclip_jax/data/emoji_render.py", "import subprocess"): "our own renderer, its own process",
     ("unclip_jax/data/images.py", "Image.open"): "the one way in of every picture",
     (REFERENCE, "import importlib"): "names of packages that are written there",

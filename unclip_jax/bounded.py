@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from typing import Any
 
 MAX_CONFIG = 1_000_000
 """Bytes of a config.json: Python's objects may take 20 times that."""
 
 
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """A file opened for reading; nothing is waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe or a device.
+    """
+    # Without O_NONBLOCK a pipe that nobody writes to would block for ever.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(handle, "rb")
+
+
 def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
     """A file's bytes, `limit` of them at most.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is longer, or is a folder, a pipe or a device.
+        OSError: it cannot be read, or is a folder, a pipe or a device.
+        ValueError: it is longer.
     """
-    # Without O_NONBLOCK a pipe that nobody writes to would block for ever.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    try:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("not a regular file")
-        if facts.st_size > limit:
-            raise ValueError(f"the file has {facts.st_size} bytes, the limit is {limit}")
-        with open(handle, "rb", closefd=False) as file:
-            return file.read(facts.st_size)  # a buffer for the limit would be made for every file
-    finally:
-        os.close(handle)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"the file has {size} bytes, the limit is {limit}")
+        return file.read(size)  # a buffer for the limit would be made for every file
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -6,13 +6,15 @@ import hashlib
 import shutil
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from unclip_jax.config import DataConfig
-from unclip_jax.data import emoji
+from unclip_jax.data import emoji, tfds_source
 from unclip_jax.data.emoji import build_emoji, cache_root, list_icons
 from unclip_jax.data.emoji_catalogue import STYLES, Icon, load_entries, load_icons, slug_of
 from unclip_jax.data.emoji_render import render_all, render_svg
@@ -26,7 +28,7 @@ from unclip_jax.data.emoji_splits import (
     make_groups,
     near_duplicates,
 )
-from unclip_jax.data.images import decode_image
+from unclip_jax.data.images import BadImage, decode_image
 from unclip_jax.data.tfds_source import EmojiSource
 from unclip_jax.errors import UserError
 
@@ -308,6 +310,37 @@ def test_a_reader_that_finds_a_held_out_picture_stops(cache: Path, tmp_path: Pat
     shutil.copyfile(files[other], files["train"])
     with pytest.raises(RuntimeError, match=f"of {other} lies in train"):
         EmojiSource(DataConfig(cache_dir=str(tmp_path / "copy")), limit=LIMIT)
+
+
+class Damaged:
+    """Rows of which one cannot be read."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Any:
+        if row == 1:
+            raise RuntimeError("chunk data hash mismatch; reading /home/somebody/emoji")
+        return self._rows[row]
+
+
+def test_a_damaged_record_costs_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source opens, the others keep their places, and nobody knows the concept of that one."""
+    config = DataConfig(cache_dir=str(cache))
+    whole = EmojiSource(config, limit=LIMIT)
+    open_rows = tfds_source._open_rows
+    monkeypatch.setattr(tfds_source, "_open_rows", lambda *given: Damaged(open_rows(*given)))
+    damaged = EmojiSource(config, limit=LIMIT)
+    assert len(damaged) == len(whole)
+    with pytest.raises(BadImage, match=r"train/1: damaged record \(chunk data hash mismatch\)"):
+        damaged[1]
+    others = [index for index in range(len(whole)) if index != 1]
+    assert [damaged[index] for index in others] == [whole[index] for index in others]
+    concept = whole[0].captions.concept  # type: ignore[union-attr]
+    assert EmojiSource(replace(config, concepts=(concept,)), limit=LIMIT)[0] == whole[0]
 
 
 def test_concepts_filter(cache: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.data.hostile_pictures import DECODED, REFUSED, encoded
+from tests.data.hostile_pictures import DECODED, HARMLESS, REFUSED, encoded
 from unclip_jax.config import DataConfig
-from unclip_jax.data import images
+from unclip_jax.data import images, picture_pixels, picture_reader
 from unclip_jax.data.images import BadImage, decode_image, picture_bytes
 from unclip_jax.data.picture_reader import read_picture
 from unclip_jax.data.sources import open_source
@@ -49,6 +49,16 @@ def test_refused_in_one_line(name: str, measured: dict[str, tuple[str, float, fl
     assert seconds < 5
 
 
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_is_not_drawn_costs_nothing(
+    name: str, measured: dict[str, tuple[str, float, float]]
+) -> None:
+    words, seconds, megabytes = measured[name]
+    assert not words
+    assert megabytes < 30
+    assert seconds < 5
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak to read")
 def test_a_large_picture_stays_in_its_bound(
     measured: dict[str, tuple[str, float, float]],
@@ -62,7 +72,7 @@ def test_a_large_picture_stays_in_its_bound(
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_every_orientation(turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Pillow turns it, also where the picture is converted in many strips."""
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 30)
+    monkeypatch.setattr(picture_pixels, "_STRIP_PIXELS", 30)
     rng = np.random.default_rng(turn)
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -85,7 +95,7 @@ def test_strips_are_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> Non
         image = image.convert("L").convert(mode) if mode == "LA" else image.convert(mode)
     data = encoded(image)
     whole = decode_image(data, name="a")
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 9)
+    monkeypatch.setattr(picture_pixels, "_STRIP_PIXELS", 9)
     np.testing.assert_array_equal(decode_image(data, name="a"), whole)
 
 
@@ -113,7 +123,7 @@ def make_odd_files(folder: Path) -> dict[str, str]:
         "socket.png": "cannot|No such device",
         "loop.png": "Too many levels",
         "sparse.png": "the limit is",
-        "missing.png": "No such file",
+        "missing.png": "does not exist",
     }
 
 
@@ -134,6 +144,19 @@ def test_a_folder_with_a_pipe_trains_on_the_others(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="not a regular file"):
         read_picture(source, 0, 4)
     assert read_picture(source, 1, 4)[0][0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_picture_that_is_too_large_for_the_memory_is_a_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resize(*_: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (4, 4))))
+    (tmp_path / "a.txt").write_text("one")
+    monkeypatch.setattr(picture_reader, "resize_and_crop", resize)
+    with pytest.raises(BadImage, match=r"a\.png: too large for the memory"):
+        read_picture(open_source(DataConfig(source=str(tmp_path))), 0, 4)
 
 
 def test_a_hostile_name_is_escaped() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,21 @@ def test_several_shards_keep_their_order(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(sample("x", "third"))
     (tmp_path / "a.tar").write_bytes(sample("y", "first") + sample("x", "second"))
     assert captions(tmp_path / "*.tar") == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize(
+    "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=str
+)
+@pytest.mark.parametrize("folder", ["", "x" * 90 + "/" + "y" * 90 + "/"], ids=["short", "long"])
+def test_names_that_are_not_utf_8_stay_different(form: int, folder: str, tmp_path: Path) -> None:
+    """Latin-1's e with an acute and a grave accent."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+        for letter, caption in ((b"\xe9", b"acute"), (b"\xe8", b"grave")):
+            for ending, data in ((".png", b"\x89PNG"), (".txt", caption)):
+                member = tarfile.TarInfo(f"{folder}caf{os.fsdecode(letter)}{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    assert captions(tmp_path / "a.tar") == ["acute", "grave"]
 
 
 def test_a_pipe_is_no_shard(tmp_path: Path) -> None:

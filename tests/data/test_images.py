@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.data.images import BadImage, decode_image, make_grid, resize_and_crop, save_png
+from unclip_jax.data.images import (
+    BadImage,
+    decode_image,
+    decode_with_alpha,
+    encode_animation,
+    make_grid,
+    resize_and_crop,
+    save_png,
+)
 from unclip_jax.errors import UserError
 
 
@@ -50,6 +58,41 @@ def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (decode_image(data, name="a") == (255, 0, 0)).all()
+
+
+def test_alpha_can_be_kept() -> None:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (7, 11, 4), dtype=np.uint8))
+    alpha = np.asarray(image)[..., 3]
+    grays = Image.fromarray(random.integers(0, 256, (7, 11), dtype=np.uint8))
+    palette = grays.convert("P")
+    fifth = np.where(np.asarray(palette) == 5, 0, 255)
+    deep = Image.fromarray(random.integers(0, 65536, (7, 11), dtype=np.uint16))
+    clear = int(np.asarray(deep)[2, 3])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    cases = {
+        "rgba": (encoded(image), alpha),
+        "webp": (encoded(image, "WEBP", lossless=True), alpha),
+        "la": (encoded(Image.merge("LA", (grays, image.getchannel("A")))), alpha),
+        "palette": (encoded(palette, transparency=5), fifth),
+        "gif": (encoded(palette, "GIF", transparency=5), fifth),
+        "16 bits": (
+            encoded(deep, transparency=clear),
+            np.where(np.asarray(deep) == clear, 0, 255),
+        ),
+        "opaque": (encoded(picture()), np.full((12, 20), 255)),
+        "upright": (encoded(image, exif=turned), np.rot90(alpha, -1)),
+    }
+    for name, (data, expected) in cases.items():
+        pixels, found = decode_with_alpha(data, name=name)
+        assert found.dtype == np.uint8, name
+        np.testing.assert_array_equal(found, expected, name)
+        np.testing.assert_array_equal(pixels, decode_image(data, name=name), name)
+    with pytest.raises(BadImage, match="limit is 5 in all"):
+        decode_with_alpha(encoded(image), name="a", max_pixels=5)
+    with pytest.raises(BadImage, match="empty"):
+        decode_with_alpha(b"", name="a")
 
 
 def test_transparency_lies_on_white() -> None:
@@ -168,7 +211,9 @@ def test_resize_takes_the_centre() -> None:
     assert (resize_and_crop(wide.transpose(1, 0, 2), 10) == 200).all()
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (63, 200), (1, 7), (129, 128), (500, 333)])
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (63, 200), (1, 7), (129, 128), (500, 333), (1, 3_000_000), (2_000_000, 2)]
+)
 @pytest.mark.parametrize("size", [1, 16, 64])
 def test_resize_has_the_size_asked_for(shape: tuple[int, int], size: int) -> None:
     image = np.full((*shape, 3), 77, np.uint8)
@@ -219,3 +264,14 @@ def test_limit_on_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture())
     with pytest.raises(BadImage, match="the limit is 10"):
         decode_image(data, name="a")
+
+
+@pytest.mark.parametrize("kind", ["webp", "gif"])
+def test_an_animation_has_every_picture(kind: str) -> None:
+    frames = np.repeat(np.arange(0, 250, 50, dtype=np.uint8), 8 * 9 * 3).reshape(5, 8, 9, 3)
+    with Image.open(io.BytesIO(encode_animation(frames, kind, 80))) as picture:
+        assert (picture.format or "").lower() == kind and picture.n_frames == 5  # type: ignore[attr-defined]
+        for number, frame in enumerate(frames):
+            picture.seek(number)
+            np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), frame)
+            assert picture.info["duration"] == 80

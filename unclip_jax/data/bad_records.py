@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
 
 from unclip_jax.errors import UserError
+from unclip_jax.printable import printable
+
+_ESCAPES = "backslashreplace"
+"""A name that is not UTF-8 has surrogates: JSON has them as escapes too."""
 
 
 class BadRecords:
@@ -71,12 +76,15 @@ class BadRecords:
                 self._names.add(name)
                 if self._own:
                     line = json.dumps({"name": name, "reason": reason}, ensure_ascii=False)
-                    self._own.parent.mkdir(parents=True, exist_ok=True)
-                    with self._own.open("a", encoding="utf-8") as file:
-                        file.write(line + "\n")
+                    # On a full disk it is counted all the same, and listed by the next start.
+                    with contextlib.suppress(OSError):
+                        self._own.parent.mkdir(parents=True, exist_ok=True)
+                        with self._own.open("a", encoding="utf-8", errors=_ESCAPES) as file:
+                            file.write(line + "\n")
             if len(self._names) > self._max_fraction * total:
                 where = f", listed in {self._path}" if self._path else ""
                 raise UserError(
                     f"{len(self._names)} of {total} pictures cannot be read{where}; "
-                    f"the last is {name} ({reason}); mend them or raise data.max_bad_fraction"
+                    f"the last is {printable(name)} ({reason}); "
+                    "mend them or raise data.max_bad_fraction"
                 )

@@ -40,7 +40,7 @@ class FolderSource:
                 f"data.source {folder!r}: no such folder; give 'emoji', a folder of pictures, "
                 "a pattern of .tar shards, or 'tfds:FOLDER'"
             )
-        names = _find_pictures(self._folder)
+        names = list_pictures(self._folder)
         if not names:
             raise UserError(f"data.source {folder!r}: no pictures ({', '.join(PICTURES)}) in there")
         listed = _read_lists(self._folder)
@@ -72,7 +72,7 @@ class FolderSource:
         return Record(name, picture_bytes(self._folder / name, name=name), captions)
 
 
-def _find_pictures(folder: Path) -> list[str]:
+def list_pictures(folder: Path) -> list[str]:
     """Paths relative to the folder with '/', sorted, so that the order is the same everywhere."""
     found: list[str] = []
     for parent, folders, files in os.walk(folder):

@@ -11,22 +11,23 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from unclip_jax.bounded import read_bounded
-from unclip_jax.data.picture_blocks import refusal
+from unclip_jax.data.orientation import read_turn
+from unclip_jax.data.picture_blocks import Blocks, read_blocks
+from unclip_jax.data.picture_pixels import ClearColor, read_clear_color, upright
 from unclip_jax.errors import UserError
-from unclip_jax.files import write_whole
+from unclip_jax.files import missing, write_whole
 from unclip_jax.printable import printable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64_000_000
-_STRIP_PIXELS = 1_000_000
-_ORIENTATION = 0x0112
-"""The EXIF tag."""
+MAX_ASPECT = 16
 
 
 class BadImage(UserError):
@@ -51,15 +52,18 @@ def picture_bytes(path: str | os.PathLike[str], *, name: str | None = None) -> b
         return read_bounded(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
+        if isinstance(error, FileNotFoundError):
+            reason = missing(path)
         raise BadImage(name, reason or str(error)) from None
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A file's bytes as RGB, turned upright by EXIF, transparency on white.
 
-    The largest picture allowed takes at most 1.1 GB beside its file: 16 bytes a pixel as WebP, 12
-    as a progressive JPEG in CMYK, 7 otherwise (4 for Pillow's copy, 3 for the result). A picture
-    that is refused for its pixels takes less than 30 MB.
+    The largest picture allowed takes at most 1.1 GB beside its file and a copy of that: 16 bytes a
+    pixel as WebP, 12 as a progressive JPEG in CMYK, 11 in 16-bit RGB with a clear colour, 7
+    otherwise (4 for Pillow's copy, 3 for the result). A picture that is refused for its pixels
+    takes less than 30 MB, and what a file says beside its pixels takes a copy of it at most.
 
     Args:
         data: PNG, JPEG, WebP, GIF (of an animation the first frame) or BMP, whatever its file is
@@ -71,18 +75,40 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         BadImage: another format, too many pixels or bytes, or a damaged file.
     """
+    return _decode(data, name, max_pixels, 3)
+
+
+def decode_with_alpha(
+    data: bytes, *, name: str, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, np.ndarray]:
+    """`decode_image`, and how opaque each pixel is; four bytes a pixel more, and the same limits.
+
+    Returns:
+        [H, W, 3] uint8, transparency on white, and [H, W] uint8: 0 transparent, 255 opaque.
+    """
+    pixels = _decode(data, name, max_pixels, 4)
+    return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
+
+
+def _decode(data: bytes, name: str, max_pixels: int, channels: int) -> np.ndarray:
     if not data:
         raise BadImage(name, "the file is empty")
     _check_bytes(len(data), name)
-    if reason := refusal(data):
-        raise BadImage(name, reason)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        blocks = read_blocks(data)
+    except ValueError as error:
+        raise BadImage(name, str(error)) from None
+    try:
+        with Image.open(io.BytesIO(blocks.data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(name, f"{width} × {height} pixels, the limit is {max_pixels} in all")
+            clear = _clear_color(image, blocks)
             image.load()
-            return _upright_rgb(image)
+            # Of a WebP, which is given to Pillow whole, Pillow has both blocks.
+            exif, xmp = (image.info.get(key, b"") for key in ("exif", "xmp"))
+            turn = read_turn(blocks.exif or exif, blocks.xmp or xmp)
+            return upright(image, turn, clear, channels)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -107,45 +133,30 @@ def _check_bytes(count: int, name: str) -> None:
         raise BadImage(name, f"the file has {count} bytes, the limit is {MAX_BYTES}")
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels, strip by strip: no second copy of the whole picture is ever made."""
-    width, height = image.size
-    turn = image.getexif().get(_ORIENTATION, 1)
-    is_lying = turn in (5, 6, 7, 8)
-    upright = np.empty((width, height, 3) if is_lying else (height, width, 3), np.uint8)
-    # The same memory in the order of the file.
-    stored = upright[::-1] if turn in (3, 4, 7, 8) else upright
-    stored = stored[:, ::-1] if turn in (2, 3, 6, 7) else stored
-    stored = stored.swapaxes(0, 1) if is_lying else stored
-    rows = max(1, _STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        stored[top : top + rows] = _to_rgb(strip)
-    return upright
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """[h, w, 3] uint8."""
-    clear = image.info.get("transparency")
-    if image.mode.startswith("I"):
-        # 16-bit gray: Pillow's own conversion clips at 255 instead of scaling.
-        gray = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        scaled = ((gray + 128) // 257).astype(np.uint8)
-        if isinstance(clear, int):
-            scaled[gray == clear] = 255
-        return np.repeat(scaled[..., None], 3, axis=-1)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or clear is not None:
-        rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(ground, rgba)
-    return np.asarray(image.convert("RGB"))
+def _clear_color(image: ImageFile.ImageFile, blocks: Blocks) -> ClearColor | None:
+    """Of a PNG in gray or RGB; the clear entries of a palette are handed to Pillow."""
+    if not blocks.clear or image.mode not in ("1", "L", "I;16", "RGB", "P"):
+        return None
+    if image.mode == "P":
+        # All of them: Pillow's own short form takes a palette that is partly clear for opaque.
+        image.info["transparency"] = blocks.clear
+        return None
+    clear = read_clear_color(image.mode, blocks.depth, blocks.clear)
+    if not clear.low_samples:
+        return clear
+    # Pillow keeps the first byte of 16 bits. Told that they are little-endian it keeps the second.
+    low = Image.open(io.BytesIO(blocks.data), formats=("PNG",))
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+    low.load()
+    return replace(clear, low=low)
 
 
 def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
     """The central square at size × size, as ADM prepares ImageNet.
 
-    Halved by box averages while the shorter side is at least twice `size`, then antialiased bicubic
-    to `size` on the shorter side, then the centre.
+    Of a strip longer than `MAX_ASPECT` times its width only the middle is looked at. Halved by box
+    averages while the shorter side is at least twice `size`, then antialiased bicubic to `size` on
+    the shorter side, then the centre.
 
     Args:
         image: [H, W, 3] uint8.
@@ -154,7 +165,7 @@ def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.shape[:2] == (size, size):
         return image
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(_middle(image))
     while min(picture.size) >= 2 * size:
         half = (picture.width // 2, picture.height // 2)
         picture = picture.resize(half, Image.Resampling.BOX)
@@ -165,8 +176,23 @@ def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
-def encode_png(image: np.ndarray, info: PngImagePlugin.PngInfo | None = None) -> bytes:
-    """A PNG file's bytes of [H, W, 3] or [H, W] uint8; the same picture gives the same bytes."""
+def _middle(image: np.ndarray) -> np.ndarray:
+    """Without the far ends of a strip: enlarged whole, one of 1 x 40,000,000 has no bound."""
+    longest = MAX_ASPECT * min(image.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
+
+
+def encode_png(image: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file's bytes; the same picture and metadata give the same bytes.
+
+    Args:
+        image: [H, W, 3] or [H, W] uint8.
+        metadata: texts that go into the file (PNG iTXt), in the order given.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, value)
     out = io.BytesIO()
     Image.fromarray(image).save(out, "PNG", pnginfo=info)
     return out.getvalue()
@@ -175,18 +201,28 @@ def encode_png(image: np.ndarray, info: PngImagePlugin.PngInfo | None = None) ->
 def save_png(
     path: str | os.PathLike[str], image: np.ndarray, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a PNG whole or not at all; the same picture and metadata give the same bytes.
+    """`encode_png` into a file, whole or not at all.
 
-    Args:
-        image: [H, W, 3] or [H, W] uint8.
-        metadata: texts that go into the file (PNG iTXt), in the order given.
     Raises:
         UserError: it cannot be written, see `write_whole`.
     """
-    info = PngImagePlugin.PngInfo()
-    for key, value in (metadata or {}).items():
-        info.add_itxt(key, value)
-    write_whole(path, encode_png(image, info))
+    write_whole(path, encode_png(image, metadata))
+
+
+def encode_animation(images: np.ndarray, kind: str, milliseconds: int = 120) -> bytes:
+    """Pictures one after another, over and over: the bytes of a file.
+
+    Args:
+        images: [N, H, W, 3] uint8.
+        kind: webp, without loss, or gif, with 256 colours.
+    """
+    first, *rest = (Image.fromarray(one) for one in images)
+    out = io.BytesIO()
+    options = {"lossless": True} if kind == "webp" else {}
+    first.save(
+        out, kind, save_all=True, append_images=rest, duration=milliseconds, loop=0, **options
+    )
+    return out.getvalue()
 
 
 def make_grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:

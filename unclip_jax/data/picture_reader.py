@@ -14,23 +14,44 @@ CACHE_BYTES = 1 << 30
 """Data sets whose decoded pictures need no more than this stay in memory."""
 
 
+def read_record(source: Source, index: int) -> Record:
+    """The record, its picture still encoded.
+
+    Raises:
+        BadImage: it cannot be read, for whatever reason.
+    """
+    try:
+        return source[index]
+    except BadImage:
+        raise
+    except _UNREADABLE as error:
+        raise BadImage(f"record {index}", _reason(error)) from None
+
+
 def read_picture(source: Source, index: int, image_size: int) -> tuple[np.ndarray, Record]:
     """Picture [S, S, 3] uint8 and record.
 
     Raises:
         BadImage: it cannot be read, for whatever reason.
     """
-    name = f"record {index}"
+    record = read_record(source, index)
     try:
-        record = source[index]
-        name = record.name
-        return resize_and_crop(decode_image(record.image, name=name), image_size), record
+        picture = decode_image(record.image, name=record.name)
+        return resize_and_crop(picture, image_size), record
     except BadImage:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
-        # Of a file's error the reason alone: its path would go into the list of bad records.
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise BadImage(name, reason or str(error)) from None
+    except _UNREADABLE as error:
+        raise BadImage(record.name, _reason(error)) from None
+
+
+_UNREADABLE = (OSError, RuntimeError, ValueError, MemoryError)
+
+
+def _reason(error: Exception) -> str:
+    """Of a file's error the reason alone: its path would go into the list of bad records."""
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class PictureReader:

@@ -1,7 +1,8 @@
 """The members of a tar archive, read from its headers without extracting anything.
 
 Not by `tarfile`, whose offsets a hostile archive can turn backwards (CVE-2025-8194): here they only
-grow. Names are given as they are written; what they name is never opened.
+grow. Names are given as they are written, bytes that are no UTF-8 as surrogates, so that names that
+differ stay different; what they name is never opened.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class _Extended:
 
 def _extend(known: _Extended, kind: int, file: BinaryIO, span: Span) -> _Extended:
     if kind == ord("L"):
-        name = read_span(file, span).rstrip(b"\0").decode(errors="replace")
+        name = read_span(file, span).rstrip(b"\0").decode(errors="surrogateescape")
         return _Extended(name, known.size, known.is_sparse)
     return _parse_extended(read_span(file, span), known) if kind == ord("x") else known
 
@@ -113,9 +114,9 @@ def _parse(header: bytes) -> tuple[str, int, int] | None:
     size = _number(header[124:136])
     if size is None or size < 0:
         return None
-    name = header[:100].split(b"\0")[0].decode(errors="replace")
+    name = header[:100].split(b"\0")[0].decode(errors="surrogateescape")
     if header[257:262] == b"ustar" and header[257:265] != b"ustar  \0":
-        prefix = header[345:500].split(b"\0")[0].decode(errors="replace")
+        prefix = header[345:500].split(b"\0")[0].decode(errors="surrogateescape")
         name = f"{prefix}/{name}" if prefix else name
     return name, size, header[156]
 
@@ -141,7 +142,7 @@ def _parse_extended(data: bytes, known: _Extended) -> _Extended:
         line = data[place + len(digits) + 1 : place + int(digits)]
         key, _, value = line.rstrip(b"\n").partition(b"=")
         if key == b"path":
-            name = value.decode(errors="replace")
+            name = value.decode(errors="surrogateescape")
         elif key == b"size" and value.isdigit() and len(value) <= _MOST_DIGITS:
             size = int(value)
         is_sparse |= key.startswith(b"GNU.sparse.")

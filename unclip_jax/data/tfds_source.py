@@ -33,19 +33,25 @@ class EmojiSource:
         _check_concepts(config.concepts)
         size = next((size for size in SIZES if size >= config.image_size), SIZES[-1])
         wanted = set(config.concepts)
-        self._items: list[tuple[Any, int, EmojiFacts]] = []
+        self._items: list[tuple[Any, int, EmojiFacts | None]] = []
         for variants in (False, True) if config.variants else (False,):
             builder = _open_builder(build_emoji(size, variants, config.cache_dir, limit))
             if config.split not in builder.info.splits:
                 continue
             rows = _open_rows(builder, config.split, "image")
             for row in range(len(rows)):
-                facts = read_facts(rows[row])
+                try:
+                    facts = read_facts(_read_row(rows, row, config.split))
+                except BadImage:
+                    if not wanted:  # counted when it is read; what it shows, nobody knows
+                        self._items.append((rows, row, None))
+                    continue
                 # The files of a split hold nothing else. Were it not so, no run may go on.
                 if facts.split != config.split:
                     raise RuntimeError(f"{facts.slug} of {facts.split} lies in {config.split}")
                 if not wanted or facts.concept in wanted:
                     self._items.append((rows, row, facts))
+        self._split = config.split
         if not self._items:
             raise UserError(f"data.concepts: none of them has a picture in split {config.split!r}")
 
@@ -54,7 +60,9 @@ class EmojiSource:
 
     def __getitem__(self, index: int, /) -> Record:
         rows, row, facts = self._items[index]
-        return Record(f"{facts.style}/{facts.slug}", rows[row]["image"], facts)
+        example = _read_row(rows, row, self._split)
+        facts = facts or read_facts(example)
+        return Record(f"{facts.style}/{facts.slug}", example["image"], facts)
 
 
 def _check_concepts(concepts: Sequence[str]) -> None:
@@ -106,13 +114,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int, /) -> Record:
         name = f"{self._split}/{index}"
-        try:
-            example = self._rows[index]
-        except (OSError, RuntimeError, ValueError) as error:
-            # ArrayRecord keeps a hash of every chunk, and TFDS writes a chunk a record: a flipped
-            # bit costs the record that it lies in. What follows the first clause is a path.
-            reason = printable(str(error).partition(";")[0].partition("reading /")[0])
-            raise BadImage(name, f"damaged record ({reason.strip(' ,:')})") from None
+        example = _read_row(self._rows, index, self._split)
         captions = clean_captions(self._texts(example[self._caption_key]))
         if not captions:
             raise BadImage(name, "no caption")
@@ -123,6 +125,17 @@ class TfdsSource:
             return [self._label(int(value)).replace("_", " ")]
         values = [value] if isinstance(value, (bytes, str)) else list(value)
         return [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
+
+
+def _read_row(rows: Any, row: int, split: str) -> Any:
+    """One example; BadImage where it is damaged."""
+    try:
+        return rows[row]
+    except (OSError, RuntimeError, ValueError) as error:
+        # ArrayRecord keeps a hash of every chunk, and TFDS writes a chunk a record: a flipped
+        # bit costs the record that it lies in. What follows the first clause is a path.
+        reason = printable(str(error).partition(";")[0].partition("reading /")[0])
+        raise BadImage(f"{split}/{row}", f"damaged record ({reason.strip(' ,:')})") from None
 
 
 def _open_builder(folder: Path) -> Any:
