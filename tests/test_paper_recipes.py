@@ -127,7 +127,13 @@ DECODER = 3_554_938_374 - (50_257 - 49_408) * 2048 + dense(1024, 2048) + dense(1
 
 
 @pytest.mark.parametrize(
-    ("stage", "expected"), [("clip", CLIP), ("prior", PRIOR), ("decoder", DECODER)]
+    ("stage", "expected"),
+    [
+        ("clip", CLIP),
+        ("prior", PRIOR),
+        ("decoder", DECODER),
+        ("decoder_inpaint", DECODER + 3 * 3 * 4 * 512),
+    ],
 )
 def test_number_of_weights(stage: str, expected: int) -> None:
     recipe = load_recipe(str(FOLDER / f"{stage}.py"))

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from jax import Array
 
-from unclip_jax.data.images import save_png
 from unclip_jax.errors import UserError
 from unclip_jax.generation.drawing import AHEAD, Link, draw
 from unclip_jax.generation.keys import image_keys, request_keys
 from unclip_jax.generation.rows import RowProgram, RowRunner, Rows, micro_batches, run_in_groups
-from unclip_jax.samples import PictureWriter, grid_of_files
+from unclip_jax.samples import PictureWriter
 
 
 def add(stage: str) -> RowProgram:
@@ -51,7 +50,7 @@ def test_the_last_micro_batch_is_filled_up() -> None:
 
 def test_the_next_micro_batch_is_begun_before_one_is_taken() -> None:
     runner = Recorder(PARAMS)
-    stream = draw(runner, LINKS, {"x": np.arange(7.0, dtype=np.float32)}, 2)
+    stream = draw(runner, LINKS, micro_batches({"x": np.arange(7.0, dtype=np.float32)}, 2))
     first = next(stream)
     assert first.start == 0 and first.images.tolist() == [110, 111]
     assert len(runner.begun) == len(LINKS) * (1 + AHEAD)
@@ -65,7 +64,7 @@ def test_the_next_micro_batch_is_begun_before_one_is_taken() -> None:
 def test_one_stage_at_a_time_holds_the_weights_of_one() -> None:
     runner, told = Recorder(PARAMS), []
     rows = {"x": np.arange(5.0, dtype=np.float32)}
-    parts = list(draw(runner, LINKS, rows, 2, "one", told.append))
+    parts = list(draw(runner, LINKS, micro_batches(rows, 2), "one", told.append))
     assert np.concatenate([part.images for part in parts]).tolist() == [110, 111, 112, 113, 114]
     assert runner.begun == [("first", ("first",))] * 3 + [("last", ("last",))] * 3
     assert told == ["first", "last"]
@@ -90,21 +89,14 @@ def test_requests_may_have_seeds_of_their_own() -> None:
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Any) -> None:
     writer = PictureWriter(tmp_path / "out")
     (tmp_path / "out").rmdir()
-    writer.add(0, np.zeros((4, 4, 3), np.uint8), {"prompt": "a", "index": 0})
+    writer.add("0.png", np.zeros((4, 4, 3), np.uint8), {"prompt": "a", "index": 0})
     with pytest.raises(UserError, match="cannot write"):
         writer.__exit__(None, None, None)
 
 
-def test_a_grid_has_the_rows_that_a_viewer_can_open(tmp_path: Any, monkeypatch: Any) -> None:
-    paths = [tmp_path / f"{number}.png" for number in range(6)]
-    for number, path in enumerate(paths):
-        save_png(path, np.full((4, 4, 3), number, np.uint8))
-    whole, shown = grid_of_files(paths, 2)
-    assert shown == 6 and whole.shape == (20, 14, 3)
-    monkeypatch.setattr("unclip_jax.samples.MAX_PIXELS", 2 * 2 * 16)
-    part, shown = grid_of_files(paths, 2)
-    assert shown == 4
-    np.testing.assert_array_equal(part, whole[:14])
-    paths[3].unlink()
-    with pytest.raises(UserError, match="no grid"):
-        grid_of_files(paths, 2)
+def test_a_program_that_is_compiled_is_told_once() -> None:
+    runner, told = RowRunner(PARAMS, {}), []
+    runner.on_compile = lambda name, seconds: told.append((name, seconds is None))
+    for _ in range(2):
+        runner.run(LINKS[0].program, {"x": np.arange(5.0, dtype=np.float32)}, 2)
+    assert told == [("first", True), ("first", False)]

@@ -107,7 +107,7 @@ def test_base_model_is_a_decoder_of_this_package() -> None:
     decoder = Decoder(config.decoder())
     out = run(decoder.apply, {"params": params}, x, t, None, None, tokens, mask)
     assert error(out, frozen["out/unet"]) < TOLERANCE
-    with pytest.raises(UserError, match="give GLIDE's base model"):
+    with pytest.raises(UserError, match="give one of GLIDE's base models"):
         GLIDE_UPSAMPLE.decoder()
 
 

@@ -11,6 +11,7 @@ training index t with fold_in(key_i, t): a row does not depend on the batch it i
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,13 @@ from unclip_jax.errors import UserError
 __all__ = [
     "Denoise",
     "Gradient",
+    "Run",
     "SamplerConfig",
+    "State",
     "Step",
     "ddim_invert",
+    "finish",
+    "make_run",
     "make_step",
     "row_noise",
     "sample",
@@ -75,25 +80,12 @@ def make_step(
         raise UserError(
             f"method {config.method!r} remembers its last steps: use `sample`, or `solver_step`"
         )
-    if variance_table is not None and np.shape(variance_table) != (len(schedule),):
-        raise UserError(
-            f"variance_table has shape {np.shape(variance_table)}: give one variance for each of "
-            f"the {len(schedule)} steps"
-        )
+    advance = _make_plain_step(schedule, config, prediction, variance, variance_table)
 
     def step(
         xt: Array, output: Array, t: Array, noise: Array | None, gradient: Array | None = None
     ) -> Array:
-        x0, values = clean_sample(schedule, config, prediction, variance, output, xt, t)
-        if config.method == "ddim":
-            x0 = steered_sample(schedule, config, x0, gradient, t)
-            return ddim_step(schedule, x0, xt, t, noise, eta=config.eta)
-        if variance_table is not None:
-            log_variance = extract(np.log(np.maximum(variance_table, 1e-20)), t, xt.ndim)
-        else:
-            log_variance = model_log_variance(schedule, variance, values, t, xt.ndim)
-        assert noise is not None  # `sample` sees to it
-        return ddpm_step(schedule, x0, xt, t, noise, log_variance, gradient)
+        return advance(xt, output, t, noise, gradient)[0]
 
     return step
 
@@ -134,6 +126,66 @@ def sample(
     Raises:
         UserError: arrays of another shape, or neither keys nor the noise that is needed.
     """
+    run = make_run(
+        denoise,
+        schedule,
+        shape,
+        config=config,
+        prediction=prediction,
+        variance=variance,
+        variance_table=variance_table,
+        cond_fn=cond_fn,
+        keys=keys,
+        x_T=x_T,
+        noise=noise,
+    )
+
+    return finish(run, len(schedule))
+
+
+class State(NamedTuple):
+    """Between two steps."""
+
+    x: Array
+    """[B, ...] float32, x_t."""
+    history: History
+    """What a solver remembers."""
+
+
+class Run(NamedTuple):
+    """A chain to be run step by step: `step(state, index)` for index N - 1 down to 0."""
+
+    start: Callable[[], State]
+    step: Callable[[State, Array], tuple[State, Array]]
+    """(state, [] int32 index into the chain) -> (the next state, what the clean sample looks like
+    from here [B, ...] float32)."""
+
+
+def finish(run: Run, num_steps: int) -> Array:
+    """All steps of a run in one scan: x_0 [B, ...] float32."""
+
+    def body(state: State, index: Array) -> tuple[State, None]:
+        return run.step(state, index)[0], None
+
+    indices = jnp.arange(num_steps, dtype=jnp.int32)
+    return jax.lax.scan(body, run.start(), indices, reverse=True)[0].x
+
+
+def make_run(
+    denoise: Denoise,
+    schedule: Schedule,
+    shape: tuple[int, ...],
+    *,
+    config: SamplerConfig,
+    prediction: Prediction,
+    variance: Variance = "fixed_small",
+    variance_table: np.ndarray | None = None,
+    cond_fn: Gradient | None = None,
+    keys: Array | None = None,
+    x_T: Array | None = None,
+    noise: Array | None = None,
+) -> Run:
+    """What `sample` scans over, for those who stop on the way; arguments and errors are its."""
     rows = shape[0]
     needs_noise = config.method == "ddpm" or config.eta > 0
     _check("keys", keys, (rows,))
@@ -141,33 +193,31 @@ def sample(
     _check("noise", noise, (len(schedule), *shape))
     if keys is None and (x_T is None or (needs_noise and noise is None)):
         raise UserError("sampling needs noise: give keys, or x_T and the noise of every step")
-    if x_T is None:
-        assert keys is not None
-        start = config.start_scale * row_noise(keys, schedule.num_train_timesteps, shape)
-    else:
-        start = x_T.astype(jnp.float32)
     advance = _make_advance(schedule, config, prediction, variance, variance_table)
     timesteps = jnp.asarray(schedule.timesteps)
 
-    def body(
-        state: tuple[Array, History], inputs: tuple[Array, Array | None]
-    ) -> tuple[tuple[Array, History], None]:
-        xt, history = state
-        index, z = inputs
-        timestep = timesteps[index]
-        if needs_noise and z is None:
+    def start() -> State:
+        if x_T is None:
+            assert keys is not None
+            x = config.start_scale * row_noise(keys, schedule.num_train_timesteps, shape)
+        else:
+            x = x_T.astype(jnp.float32)
+        return State(x, (x, jnp.zeros_like(x), jnp.zeros_like(x)))
+
+    def step(state: State, index: Array) -> tuple[State, Array]:
+        timestep, z = timesteps[index], None
+        if needs_noise and noise is not None:
+            z = noise[index]
+        elif needs_noise:
             assert keys is not None
             z = row_noise(keys, timestep, shape)
         t, timestep = jnp.full((rows,), index), jnp.full((rows,), timestep)
-        output = denoise(xt, timestep)
-        gradient = None if cond_fn is None else cond_fn(xt, timestep)
-        return advance(xt, history, output, t, z, gradient), None
+        output = denoise(state.x, timestep)
+        gradient = None if cond_fn is None else cond_fn(state.x, timestep)
+        x, history, x0 = advance(state.x, state.history, output, t, z, gradient)
+        return State(x, history), x0
 
-    indices = jnp.arange(len(schedule), dtype=jnp.int32)
-    inputs = (indices, noise if needs_noise else None)
-    history = (start, jnp.zeros_like(start), jnp.zeros_like(start))
-    (x0, _), _ = jax.lax.scan(body, (start, history), inputs, reverse=True)
-    return x0
+    return Run(start, step)
 
 
 def split_draws(draws: Array | None, num_steps: int) -> tuple[Array | None, Array | None]:
@@ -215,8 +265,8 @@ def _make_advance(
     prediction: Prediction,
     variance: Variance,
     variance_table: np.ndarray | None,
-) -> Callable[..., tuple[Array, History]]:
-    """(x_t, history, output, t, noise, gradient) -> (x_{t-1}, history), whatever the method."""
+) -> Callable[..., tuple[Array, History, Array]]:
+    """(x_t, history, output, t, noise, gradient) -> (x_{t-1}, history, x_0), by any method."""
     if config.method in _SOLVERS:
 
         def solve(
@@ -226,20 +276,51 @@ def _make_advance(
             t: Array,
             noise: Array | None,
             gradient: Array | None,
-        ) -> tuple[Array, History]:
+        ) -> tuple[Array, History, Array]:
             x0, _ = clean_sample(schedule, config, prediction, variance, output, xt, t)
             x0 = steered_sample(schedule, config, x0, gradient, t)
             corrects = config.method == "unipc"
-            return solver_step(schedule, x0, xt, t, history, corrects=corrects)
+            return *solver_step(schedule, x0, xt, t, history, corrects=corrects), x0
 
         return solve
-    step = make_step(
-        schedule, config, prediction=prediction, variance=variance, variance_table=variance_table
-    )
-    return lambda xt, history, output, t, noise, gradient: (
-        step(xt, output, t, noise, gradient),
-        history,
-    )
+    step = _make_plain_step(schedule, config, prediction, variance, variance_table)
+
+    def advance(xt: Array, history: History, *inputs: Array | None) -> tuple[Array, History, Array]:
+        x, x0 = step(xt, *inputs)
+        return x, history, x0
+
+    return advance
+
+
+def _make_plain_step(
+    schedule: Schedule,
+    config: SamplerConfig,
+    prediction: Prediction,
+    variance: Variance,
+    variance_table: np.ndarray | None,
+) -> Callable[..., tuple[Array, Array]]:
+    """(x_t, output, t, noise, gradient) -> (x_{t-1}, x_0) of ddpm and ddim, see `make_step`."""
+    if variance_table is not None and np.shape(variance_table) != (len(schedule),):
+        raise UserError(
+            f"variance_table has shape {np.shape(variance_table)}: give one variance for each of "
+            f"the {len(schedule)} steps"
+        )
+
+    def step(
+        xt: Array, output: Array, t: Array, noise: Array | None, gradient: Array | None
+    ) -> tuple[Array, Array]:
+        x0, values = clean_sample(schedule, config, prediction, variance, output, xt, t)
+        if config.method == "ddim":
+            x0 = steered_sample(schedule, config, x0, gradient, t)
+            return ddim_step(schedule, x0, xt, t, noise, eta=config.eta), x0
+        if variance_table is not None:
+            log_variance = extract(np.log(np.maximum(variance_table, 1e-20)), t, xt.ndim)
+        else:
+            log_variance = model_log_variance(schedule, variance, values, t, xt.ndim)
+        assert noise is not None  # `make_run` sees to it
+        return ddpm_step(schedule, x0, xt, t, noise, log_variance, gradient), x0
+
+    return step
 
 
 def _check(name: str, array: Array | None, shape: tuple[int, ...]) -> None:

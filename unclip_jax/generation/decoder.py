@@ -13,9 +13,11 @@ from jax import Array
 from unclip_jax.diffusion.samplers import (
     Denoise,
     Gradient,
+    Run,
     SamplerConfig,
     ddim_invert,
-    sample,
+    finish,
+    make_run,
     split_draws,
 )
 from unclip_jax.errors import UserError
@@ -36,7 +38,13 @@ class Condition:
     caption: Caption
     """Of B rows."""
     empty: Caption
-    """The empty caption, one row; guidance drops embedding and caption together."""
+    """The empty caption in one row, or B negative ones: what guidance leads away from."""
+    negative: Array | None = None
+    """[B, E] float32, CLIP image embeddings that guidance leads away from; None drops embedding and
+    caption together."""
+    known: Array | None = None
+    """[B, H, W, 4] float32, `known_channels`, for an inpainting decoder; None says that nothing is
+    known."""
 
 
 jax.tree_util.register_dataclass(Condition)
@@ -54,7 +62,7 @@ def make_decoder(
     Args:
         guidance: [B] float32, the scale of each row; None is the config's, for all.
     Raises:
-        UserError: an embedding for a decoder that knows none.
+        UserError: an embedding or a known part for a decoder that reads none.
     """
     module, width = Decoder(recipe.model), recipe.model.embedding_width
     if width is None and condition.embedding is not None:
@@ -62,10 +70,11 @@ def make_decoder(
             "this decoder reads captions alone (model.embedding_width is None): give no embedding"
         )
 
-    def run(xt: Array, t: Array, given: tuple[Array | None, Array | None, Caption]) -> Array:
-        vectors, has_embedding, caption = given
+    def run(xt: Array, t: Array, given: tuple[Any, Any, Caption, Any]) -> Array:
+        vectors, has_embedding, caption, known = given
         text = (caption.tokens, text_mask(caption.tokens), caption.embedding, caption.states)
-        output: Any = module.apply({"params": params}, xt, t, vectors, has_embedding, *text)
+        inputs = (xt, t, vectors, has_embedding, *text, known)
+        output: Any = module.apply({"params": params}, *inputs)
         return output
 
     vectors = none = has = has_none = None
@@ -75,13 +84,34 @@ def make_decoder(
         has = jnp.full(condition.caption.tokens.shape[0], vectors is not None)
         if vectors is None:
             vectors = jnp.broadcast_to(none, (len(has), width))
-    given = (vectors, has, condition.caption)
-    nothing = (none, has_none, condition.empty)
+        if condition.negative is not None:
+            none, has_none = condition.negative, jnp.ones(1, bool)
+    # Guidance does not lead away from what is known: it is true in both branches.
+    given = (vectors, has, condition.caption, condition.known)
+    nothing = (none, has_none, condition.empty, condition.known)
     learned = recipe.diffusion.variance == "learned_range"
     return make_guided(run, given, nothing, config, has_variance=learned, scale=guidance)
 
 
 def decode_embedding(
+    recipe: DecoderRecipe,
+    params: Any,
+    condition: Condition,
+    config: SamplerConfig,
+    **draws: Any,
+) -> Array:
+    """Pictures from image embeddings and captions (Ramesh et al. 2022, section 2.1).
+
+    Arguments as `decoder_run`.
+
+    Returns:
+        [B, H, W, 3] float32 in [-1, 1].
+    """
+    run = decoder_run(recipe, params, condition, config, **draws)
+    return finish(run, len(make_chain(recipe.diffusion, config)))
+
+
+def decoder_run(
     recipe: DecoderRecipe,
     params: Any,
     condition: Condition,
@@ -92,8 +122,8 @@ def decode_embedding(
     noise: Array | None = None,
     guidance: Array | None = None,
     gradients: Sequence[Gradient] = (),
-) -> Array:
-    """Pictures from image embeddings and captions (Ramesh et al. 2022, section 2.1).
+) -> Run:
+    """The decoder's chain, to be run step by step.
 
     Args:
         params: of the decoder.
@@ -103,19 +133,17 @@ def decode_embedding(
             excludes x_T.
         guidance: [B] float32, the guidance scale of each row; None is the config's, for all.
         gradients: of networks that steer, see `steering.py`; their sum is followed.
-    Returns:
-        [B, H, W, 3] float32 in [-1, 1].
     """
     size, chain = recipe.model.unet.image_size, make_chain(recipe.diffusion, config)
     start, step_noise = split_draws(noise, len(chain))
-    return sample(
+    return make_run(
         make_decoder(recipe, params, condition, config, guidance),
         chain,
         (condition.caption.tokens.shape[0], size, size, 3),
         config=config,
         prediction=recipe.diffusion.prediction,
         variance=recipe.diffusion.variance,
-        cond_fn=_sum_of(gradients) if gradients else None,
+        cond_fn=sum_of(gradients),
         keys=keys,
         x_T=x_T if noise is None else start,
         noise=step_noise,
@@ -142,7 +170,11 @@ def invert_picture(
     )
 
 
-def _sum_of(gradients: Sequence[Gradient]) -> Gradient:
+def sum_of(gradients: Sequence[Gradient]) -> Gradient | None:
+    """One gradient that is the sum of all; None if there is none."""
+    if not gradients:
+        return None
+
     def total(xt: Array, t: Array) -> Array:
         return sum((gradient(xt, t) for gradient in gradients), start=jnp.zeros_like(xt))
 

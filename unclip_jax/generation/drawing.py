@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import jax
 import numpy as np
 
-from unclip_jax.generation.rows import RowProgram, RowRunner, Rows, micro_batches
+from unclip_jax.generation.rows import RowProgram, RowRunner, Rows
 from unclip_jax.generation.sampling import StagesAtOnce
 
 AHEAD = 1
@@ -26,6 +26,10 @@ class Request:
     prompt: str
     seed: int
     index: int
+    negative: str = ""
+    """What guidance leads away from; empty is the empty caption, and no image embedding."""
+    guidance: float | None = None
+    """Scale of the decoder's guidance; None is the sampling's."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,19 @@ class Drawn:
 def draw(
     runner: RowRunner,
     links: list[Link],
-    rows: Rows,
-    size: int,
+    batches: Iterable[tuple[Rows, int]],
     at_once: StagesAtOnce = "all",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Iterator[Drawn]:
     """Every row through all links, in order; what lies between two stages stays on the devices.
 
     Args:
-        rows: [N, ...] what the links read that no link makes.
-        size: rows a device and micro-batch.
+        batches: micro-batches, see `micro_batches`, of what the links read that no link makes;
+            taken when their turn comes.
         at_once: whether the weights of all stages are on the devices together, or of one.
         on_stage: told the name of each stage before it runs for the first time.
     """
-    batches = micro_batches(rows, size * runner.mesh.size)
+    batches = iter(batches)
     begun: deque[tuple[Rows, int]] = deque()
     told: set[str] = set()
     start = 0
@@ -88,11 +91,13 @@ def draw(
             state["image"].copy_to_host_async()
             begun.append((state, count))
         while len(begun) > AHEAD:
-            yield _take(*begun.popleft(), start)
-            start += size * runner.mesh.size
+            drawn = _take(*begun.popleft(), start)
+            start += len(drawn.images)
+            yield drawn
     for state, count in begun:
-        yield _take(state, count, start)
-        start += size * runner.mesh.size
+        drawn = _take(state, count, start)
+        start += len(drawn.images)
+        yield drawn
 
 
 def _take(state: Rows, count: int, start: int) -> Drawn:

@@ -5,11 +5,13 @@ On the same accelerator and versions, that is; a file does not name the machine 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,18 @@ import numpy as np
 from unclip_jax.config import to_dict
 from unclip_jax.generation.drawing import Request
 from unclip_jax.generation.sampling import SamplingConfig
-from unclip_jax.training.recipe import recipe_to_json
+from unclip_jax.training.recipe import stage_of
 from unclip_jax.training.weights import Stage
 
 
-def picture_facts(
-    requests: Sequence[Request],
+def make_facts(
     how: SamplingConfig,
     prior: str,
     upsample: int | None,
     model: str,
     weights: Mapping[str, str],
-) -> list[dict[str, Any]]:
-    """The facts of each request, which JSON can hold.
+) -> Callable[[Request], dict[str, Any]]:
+    """request → its facts, which JSON can hold; made when they are asked for, not kept.
 
     Args:
         prior: one of `PRIORS`, or "none".
@@ -39,26 +40,38 @@ def picture_facts(
         model: a path or name, of which the last part is kept: folders tell who works where.
         weights: `stage_id` of the stages that draw, by name.
     """
+    sampling = relevant_sampling(how, prior, upsample)
+    scales = {"diffusion": how.prior.guidance_scale, "ar": how.ar_prior.guidance_scale}
     same = {
         "prior": prior,
-        "prior_steps": how.prior.num_steps,
-        "prior_guidance": how.prior.guidance_scale,
+        "prior_steps": how.prior.num_steps if prior == "diffusion" else None,
+        "prior_guidance": scales.get(prior),
         "decoder_steps": how.decoder.num_steps,
-        "guidance": how.decoder.guidance_scale,
-        "candidates": how.num_candidates,
+        "candidates": None if prior == "none" else how.num_candidates,
         "upsample": upsample,
-        "sampling": _relevant(how, prior, upsample),
         "weights": dict(weights),
     }
-    name = Path(model).name
-    return [
-        {"model": name, "prompt": one.prompt, "seed": one.seed, "index": one.index, **same}
-        for one in requests
-    ]
+
+    def one(request: Request) -> dict[str, Any]:
+        scale = how.decoder.guidance_scale if request.guidance is None else request.guidance
+        decoder = {**sampling["decoder"], "guidance_scale": scale}
+        return {
+            "model": Path(model).name,
+            "verb": "text",
+            "prompt": request.prompt,
+            **({"negative": request.negative} if request.negative else {}),
+            "seed": request.seed,
+            "index": request.index,
+            "guidance": scale,
+            **same,
+            "sampling": {**sampling, "decoder": decoder},
+        }
+
+    return one
 
 
-def _relevant(how: SamplingConfig, prior: str, upsample: int | None) -> dict[str, Any]:
-    """`how` without what these pictures do not depend on."""
+def relevant_sampling(how: SamplingConfig, prior: str, upsample: int | None) -> dict[str, Any]:
+    """`how` without what these pictures do not depend on, as JSON."""
     sampling = to_dict(how)
     reads = {
         "prior": prior == "diffusion",
@@ -89,8 +102,26 @@ def stage_id(stage: Stage) -> str:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         digests = list(pool.map(lambda leaf: _digest(*leaf), leaves))
     tokenizer = None if stage.tokenizer is None else stage.tokenizer.to_json()
-    words = json.dumps([recipe_to_json(stage.recipe), tokenizer], sort_keys=True)
+    computes = {
+        name: getattr(stage.recipe, name, None) for name in ("model", "diffusion", "classes")
+    }
+    words = json.dumps([stage_of(stage.recipe), _chosen(computes), tokenizer], sort_keys=True)
     return hashlib.sha256(words.encode() + b"".join(digests)).hexdigest()[:16]
+
+
+def _chosen(config: Any) -> Any:
+    """A config as JSON without what has its default: a field that a later version adds to one does
+    not make other weights of those that were trained before."""
+    if isinstance(config, dict):
+        return {name: _chosen(value) for name, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_chosen(value) for value in config]
+    if not dataclasses.is_dataclass(config):
+        return config
+    values = {field.name: (getattr(config, field.name), field) for field in fields(config)}
+    return {
+        name: _chosen(value) for name, (value, field) in values.items() if value != field.default
+    }
 
 
 def _digest(path: Any, leaf: Any) -> bytes:

@@ -17,15 +17,20 @@ def image_keys(seed: int, indices: Sequence[int]) -> Array:
 
 def request_keys(seeds: Sequence[int], indices: Sequence[int]) -> Array:
     """[N] typed keys: fold_in(key(seed), index), each picture with its own seed."""
-    numbers, keys = np.asarray(seeds), image_keys(seeds[0], indices)
-    for seed in set(seeds) - {seeds[0]}:
-        keys = jnp.where(numbers == seed, image_keys(seed, indices), keys)
-    return keys
+    return _fold_seeds(np.asarray(seeds, np.uint32), jnp.asarray(indices))
 
 
 @jax.jit
 def _fold_each(key: Array, numbers: Array) -> Array:
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+@jax.jit
+def _fold_seeds(seeds: Array, numbers: Array) -> Array:
+    def fold(seed: Array, number: Array) -> Array:
+        return jax.random.fold_in(jax.random.key(seed), number)
+
+    return jax.vmap(fold)(seeds, numbers)
 
 
 @jax.jit

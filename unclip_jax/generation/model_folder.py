@@ -7,7 +7,8 @@ from typing import Any
 
 from unclip_jax.bounded import read_json
 from unclip_jax.config import from_dict
-from unclip_jax.errors import UserError
+from unclip_jax.errors import UserError, choose, nearest
+from unclip_jax.files import find_like
 from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
@@ -26,18 +27,23 @@ STAGES: dict[str, type] = {
     "linear_prior": LinearPriorRecipe,
     "one_step_prior": OneStepPriorRecipe,
     "decoder": DecoderRecipe,
+    "decoder_inpaint": DecoderRecipe,
     "noised_clip": NoisedCLIPRecipe,
     "classifier": ClassifierRecipe,
     "upsampler_256": UpsamplerRecipe,
     "upsampler_256_last": UpsamplerRecipe,
+    "upsampler_256_inpaint": UpsamplerRecipe,
     "upsampler_1024": UpsamplerRecipe,
     "upsampler_1024_last": UpsamplerRecipe,
+    "upsampler_1024_inpaint": UpsamplerRecipe,
 }
 """What a model may consist of: the name of a stage's folder, and the recipe it was trained by."""
 UPSAMPLERS = tuple(name for name, recipe in STAGES.items() if recipe is UpsamplerRecipe)
 ALONE = ("noised_clip", "classifier", *UPSAMPLERS)
 """Stages that are not trained for a CLIP. The numbers stand for the first and the second upsampler
-after a decoder of 64 x 64. One that ends in `_last` takes the last step of the other."""
+after a decoder of 64 x 64. One that ends in `_last` takes the last step of the other; `_inpaint`
+was trained to see a known part of the picture, and is taken where there is one."""
+INPAINTING = "_inpaint"
 
 
 def check_stages(stages: dict[str, Stage]) -> None:
@@ -49,20 +55,46 @@ def check_stages(stages: dict[str, Stage]) -> None:
     scale = decoder.model.unet.image_size / 64 if isinstance(decoder, DecoderRecipe) else 1
     for name, stage in stages.items():
         if name not in STAGES:
-            raise UserError(f"stage {name!r} is unknown: give {', '.join(STAGES)}")
+            raise UserError(f"stage {name!r} is unknown: {choose(name, STAGES)}")
         if not isinstance(stage.recipe, STAGES[name]):
             raise UserError(f"the {name} given is a {type(stage.recipe).__name__} stage")
+        check_inpainting(name, stage)
         if isinstance(stage.recipe, UpsamplerRecipe):
-            number = int(name.removeprefix("upsampler_").removesuffix("_last"))
+            number = int(name.split("_")[1])
             if stage.recipe.data.image_size not in (number, number * scale):
                 raise UserError(
                     f"the {name} given was trained for {stage.recipe.data.image_size} pixels"
                 )
-        elif name not in ALONE and stage.clip_id != clip_id:
+        elif name == "decoder_inpaint" and decoder is not None:
+            _check_same_side(stage, decoder)
+        if name not in ALONE and stage.clip_id != clip_id:
             raise UserError(
                 f"the {name} was trained for CLIP {stage.clip_id}, not for this one "
                 f"({clip_id}): load the stages of one model together"
             )
+
+
+def check_inpainting(name: str, stage: Stage) -> None:
+    """UserError unless the stage sees a known part of the picture just if its name says so."""
+    is_trained = is_inpainting(stage.recipe)
+    if is_trained != name.endswith(INPAINTING):
+        own = name.removesuffix(INPAINTING) + INPAINTING * is_trained
+        how = "was trained" if is_trained else "was not trained"
+        raise UserError(f"the {name} given {how} for inpainting: name it as {own}")
+
+
+def _check_same_side(stage: Stage, decoder: Any) -> None:
+    sides = (stage.recipe.data.image_size, decoder.data.image_size)
+    if sides[0] != sides[1]:
+        raise UserError(
+            f"the decoder_inpaint given draws {sides[0]} pixels and the decoder {sides[1]}: load "
+            "stages of one model together"
+        )
+
+
+def is_inpainting(recipe: Any) -> bool:
+    """Whether its network was trained to see a known part of the picture."""
+    return getattr(getattr(recipe, "model", None), "is_inpainting", False)
 
 
 def read_model(
@@ -79,7 +111,7 @@ def read_model(
     if isinstance(source, dict):
         odd = sorted(set(source) - set(STAGES))
         if odd:
-            raise UserError(f"stage {odd[0]!r} is unknown: give {', '.join(STAGES)}")
+            raise UserError(f"stage {odd[0]!r} is unknown: {choose(odd[0], STAGES)}")
         folders = {stage: Path(path) for stage, path in source.items()}
     else:
         root = _find_model(source)
@@ -115,7 +147,12 @@ def _find_model(source: str | Path) -> Path:
     folder = shipped or Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"model {source} is neither a folder nor shipped: give a folder with clip/, prior/ and "
-            f"decoder/, or one of {', '.join(SHIPPED)}"
+            f"model {source} is neither a folder nor shipped: {_meant(folder)}give a folder with "
+            f"clip/, prior/ and decoder/, or one of {', '.join(SHIPPED)}"
         )
     return folder
+
+
+def _meant(folder: Path) -> str:
+    near = nearest(str(folder), SHIPPED) or find_like(folder)
+    return "" if near is None else f"did you mean {near}? Or "

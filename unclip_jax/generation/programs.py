@@ -2,21 +2,27 @@
 
 The same programs are run by `UnCLIP` and compiled ahead of time, for devices that are not there, by
 `plan --sample`. Rows by name: tokens [B, L] int32, keys [B, ...] uint32 key data, embedding [B, E]
-float32, image [B, H, W, 3], and where they are given guidance [B] and noise (see `split_draws`).
+float32, image [B, H, W, 3], and where they are given guidance [B], noise (see `split_draws`), x_T,
+negative_tokens and negative_embedding: what guidance leads away from; known [B, H, W, 3] uint8 and
+keep [B, H, W, 1] bool: a picture of the result's size, and where the result is that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from unclip_jax.diffusion.inpainting import Known
+from unclip_jax.diffusion.samplers import Run, SamplerConfig, State, finish
 from unclip_jax.errors import UserError
 from unclip_jax.generation.captions import Caption, encode_caption
-from unclip_jax.generation.decoder import Condition, decode_embedding, to_uint8
+from unclip_jax.generation.decoder import Condition, decoder_run, invert_picture, to_uint8
+from unclip_jax.generation.guided import make_chain
 from unclip_jax.generation.guides import make_guides
 from unclip_jax.generation.prior import make_prior, sample_embedding
 from unclip_jax.generation.rows import RowProgram, Rows, run_in_groups
@@ -68,11 +74,13 @@ def prior_program(find: Find, how: SamplingConfig, prior: str = "diffusion") -> 
     if prior not in PRIORS:
         raise UserError(f"prior {prior!r} is unknown: choose {', '.join(PRIORS)}")
     name = PRIORS[prior]
-    stage, encode = find(name), _caption_encoder(find)
+    stage, encode = find(name), caption_encoder(find)
     recipe: Any = stage.recipe
 
     def run(params: Any, rows: Rows) -> Array:
-        caption, empty = encode(params["clip"], rows["tokens"])
+        caption, empty = encode(params["clip"], rows)
+        if "negative_tokens" in rows:  # as many as the candidates
+            empty = jax.tree.map(lambda x: jnp.repeat(x, how.num_candidates, axis=0), empty)
         extras = (stage.codes, stage.score_norms, stage.statistics, rows.get("noise"))
         draw = make_prior(recipe, empty, how, *extras)
         keys = jax.random.wrap_key_data(rows["keys"])
@@ -83,48 +91,126 @@ def prior_program(find: Find, how: SamplingConfig, prior: str = "diffusion") -> 
 
 
 def decoder_program(find: Find, how: SamplingConfig, *, as_float: bool = False) -> RowProgram:
-    """tokens, keys and, if they are given, embedding, guidance, noise → pictures [B, S, S, 3].
+    """tokens, keys and, if they are given, embedding, guidance, noise, x_T and the negatives →
+    pictures [B, S, S, 3].
 
-    What steers (`make_guides`) reads the rows `guide_0`, `guide_1`, ...
+    The guidance scale is a row, so that another one compiles nothing: without `guidance` the scale
+    is 1, whatever `how` says. What steers (`make_guides`) reads the rows `guide_0`, `guide_1`, ...
 
     Args:
         as_float: float32 in [-1, 1] instead of uint8.
     """
-    recipe: Any = find("decoder").recipe
-    encode, guides = _caption_encoder(find), make_guides(find, how)
+    run_of, config, names = _decoder_run(find, how)
+    chain = make_chain(find("decoder").recipe.diffusion, config)  # pyright: ignore
 
     def run(params: Any, rows: Rows) -> Array:
-        caption, empty = encode(params["clip"], rows["tokens"])
-        images = decode_embedding(
+        images = finish(run_of(params, rows), len(chain))
+        return images if as_float else to_uint8(images)
+
+    steered = (how.clip_guidance, how.classifier_guidance)
+    return RowProgram("decoder", ("decoder", config, steered, as_float), names, run)
+
+
+def segment_program(find: Find, how: SamplingConfig) -> RowProgram:
+    """A part of the decoder's chain: the rows of `decoder_program`, the state as `x`, `history_0`
+    to `history_2`, and `first` and `last` [B] int32, equal in all rows → the state after the steps
+    at index first, first - 1, ... last, and `clean`, the picture as it looks from there.
+
+    Which steps is no part of the program: one compiled program runs any of them.
+    """
+    run_of, config, names = _decoder_run(find, how)
+
+    def run(params: Any, rows: Rows) -> dict[str, Array]:
+        chain = run_of(params, rows)
+
+        def body(count: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            return chain.step(carry[0], rows["first"][0] - count)
+
+        state = State(rows["x"], (rows["history_0"], rows["history_1"], rows["history_2"]))
+        steps = rows["first"][0] - rows["last"][0] + 1
+        state, clean = jax.lax.fori_loop(0, steps, body, (state, jnp.zeros_like(rows["x"])))
+        return {**_state_rows(state), "clean": to_uint8(clean)}
+
+    steered = (how.clip_guidance, how.classifier_guidance)
+    return RowProgram("decoder", ("segment", config, steered), names, run)
+
+
+def start_program(find: Find, how: SamplingConfig) -> RowProgram:
+    """The rows of `decoder_program` → the state before the first step, for `segment_program`."""
+    run_of, config, names = _decoder_run(find, how)
+    return RowProgram(
+        "decoder",
+        ("start", config),
+        names,
+        lambda params, rows: _state_rows(run_of(params, rows).start()),
+    )
+
+
+def _state_rows(state: State) -> dict[str, Array]:
+    return {"x": state.x, **{f"history_{i}": part for i, part in enumerate(state.history)}}
+
+
+def _decoder_run(
+    find: Find, how: SamplingConfig
+) -> tuple[Callable[[Any, Rows], Run], SamplerConfig, tuple[str, ...]]:
+    """((parameters, rows) → the decoder's chain, its sampler, the stages that it reads)."""
+    recipe: Any = find("decoder").recipe
+    config = replace(how.decoder, guidance_scale=1.0)
+    encode, guides = caption_encoder(find), make_guides(find, how)
+
+    def run_of(params: Any, rows: Rows) -> Run:
+        caption, empty = encode(params["clip"], rows)
+        return decoder_run(
             recipe,
             params["decoder"],
-            Condition(rows.get("embedding"), caption, empty),
-            how.decoder,
+            Condition(rows.get("embedding"), caption, empty, rows.get("negative_embedding")),
+            config,
             keys=jax.random.wrap_key_data(rows["keys"]),
+            x_T=rows.get("x_T"),
             noise=rows.get("noise"),
             guidance=rows.get("guidance"),
             gradients=[
                 guide.follow(params, rows[f"guide_{number}"]) for number, guide in enumerate(guides)
             ],
         )
-        return images if as_float else to_uint8(images)
 
-    steered = (how.clip_guidance, how.classifier_guidance)
-    names = ("clip", "decoder", *(guide.stage for guide in guides))
-    key = ("decoder", how.decoder, steered, as_float)
-    return RowProgram("decoder", key, names, run)
+    return run_of, config, ("clip", "decoder", *(guide.stage for guide in guides))
+
+
+def inversion_program(find: Find, how: SamplingConfig) -> RowProgram:
+    """image uint8, tokens and, if it is given, embedding → the noise [B, S, S, 3] float32 from
+    which the unguided decoder draws it."""
+    recipe: Any = find("decoder").recipe
+    config = replace(how.decoder, guidance_scale=1.0)
+    encode = caption_encoder(find)
+
+    def run(params: Any, rows: Rows) -> Array:
+        condition = Condition(rows.get("embedding"), *encode(params["clip"], rows))
+        images = to_float(rows["image"])
+        return invert_picture(recipe, params["decoder"], condition, config, images)
+
+    return RowProgram("inversion", ("inversion", config), ("clip", "decoder"), run)
 
 
 def upsampler_program(
-    find: Find, how: SamplingConfig, size: int, *, has_last: bool, as_float: bool = False
+    find: Find,
+    how: SamplingConfig,
+    size: int,
+    name: str | None = None,
+    *,
+    has_last: bool,
+    as_float: bool = False,
 ) -> RowProgram:
-    """image uint8 or float32 in [-1, 1], and keys → pictures of four times the side.
+    """image uint8 or float32 in [-1, 1], keys and, if they are given, noise, known and keep →
+    pictures of four times the side. The network sees the whole small picture, and of the large one
+    what is kept (Nichol et al. 2022, section 2.3).
 
     Args:
-        size: 256 or 1024, which names the upsampler.
+        size: 256 or 1024, whose sampler is taken.
+        name: of the stage; None is `upsampler_SIZE`.
         has_last: a stage `upsampler_SIZE_last` takes the last step (Karlo).
     """
-    name = f"upsampler_{size}"
+    name = name or f"upsampler_{size}"
     recipe: Any = find(name).recipe
     config = {256: how.upsampler_256, 1024: how.upsampler_1024}[size]
     tiling = None if how.tile is None else TilingConfig(how.tile, how.tile_overlap)
@@ -132,6 +218,9 @@ def upsampler_program(
     def run(params: Any, rows: Rows) -> Array:
         def upsample(group: Rows) -> Array:
             low_res = group["image"]
+            known = None
+            if "known" in group:
+                known = Known(to_float(group["known"]), group["keep"])
             large = upsample_picture(
                 recipe,
                 params[name],
@@ -141,6 +230,7 @@ def upsampler_program(
                 tiling,
                 last_params=params.get(f"{name}_last"),
                 noise=group.get("noise"),
+                known=known,
             )
             return large if as_float else to_uint8(large)
 
@@ -157,16 +247,18 @@ def _clip_config(find: Find) -> CLIPConfig:
     return recipe.model
 
 
-def _caption_encoder(find: Find) -> Callable[[Any, Array], tuple[Caption, Caption]]:
-    """(CLIP's parameters, tokens) → the encoded captions, and the empty one in one row."""
+def caption_encoder(find: Find) -> Callable[[Any, Rows], tuple[Caption, Caption]]:
+    """(CLIP's parameters, rows) → the encoded captions, and the negative ones, or the empty one in
+    one row."""
     config, tokenizer = _clip_config(find), find("clip").tokenizer
     assert tokenizer is not None
     nothing = tokenizer([""])
 
-    def encode(params: Any, tokens: Array) -> tuple[Caption, Caption]:
+    def encode(params: Any, rows: Rows) -> tuple[Caption, Caption]:
+        away = rows.get("negative_tokens", jnp.asarray(nothing))
         return (
-            encode_caption(config, params, tokens),
-            encode_caption(config, params, jnp.asarray(nothing)),
+            encode_caption(config, params, rows["tokens"]),
+            encode_caption(config, params, away),
         )
 
     return encode

@@ -30,8 +30,8 @@ class RowProgram:
     key: Hashable
     """Names what is computed: programs with equal keys, and rows of equal shapes, are the same."""
     stages: tuple[str, ...]
-    run: Callable[[dict[str, Any], Rows], Array]
-    """({stage: parameters}, rows) → [B, ...]; row i depends on row i alone."""
+    run: Callable[[dict[str, Any], Rows], Any]
+    """({stage: parameters}, rows) → [B, ...], or several by name; row i depends on row i alone."""
 
 
 class RowRunner:
@@ -46,16 +46,18 @@ class RowRunner:
         devices = np.array(jax.local_devices())
         self.mesh = Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
         self.compile_seconds = 0.0
+        self.on_compile: Callable[[str, float | None], None] = lambda name, seconds: None
+        """Told a program's name before it is compiled, with None, and after, with the seconds."""
         self._params, self._compiled = params, compiled
         self._placed: dict[str, Any] = {}
 
-    def start(self, program: RowProgram, rows: Rows) -> Array:
+    def start(self, program: RowProgram, rows: Rows) -> Any:
         """Begin a micro-batch; the result is there when the devices have computed it.
 
         Args:
             rows: [devices * b, ...], on the host or results of this runner.
         Returns:
-            [devices * b, ...], split over the devices.
+            [devices * b, ...], or several by name, split over the devices.
         """
         split = NamedSharding(self.mesh, PartitionSpec("rows"))
         rows = jax.device_put(rows, split)
@@ -63,10 +65,13 @@ class RowRunner:
         shapes = tuple((name, x.shape, x.dtype) for name, x in sorted(rows.items()))
         key = (program.key, shapes, self.mesh)
         if key not in self._compiled:
+            self.on_compile(program.name, None)
             began = time.monotonic()
             lowered = trace_rows(program, self.mesh, params, rows).lower()
             self._compiled[key] = lowered.compile()
-            self.compile_seconds += time.monotonic() - began
+            seconds = time.monotonic() - began
+            self.compile_seconds += seconds
+            self.on_compile(program.name, seconds)
         return self._compiled[key](params, rows)
 
     def run(self, program: RowProgram, rows: Rows, size: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unclip_jax.data.tokenizer import clip_tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.generation.inpainting import TRAINED, inpaint_program
 from unclip_jax.generation.model_folder import STAGES
 from unclip_jax.generation.programs import (
     PRIORS,
@@ -140,10 +141,19 @@ def sampling_programs(
         stages[PRIORS[prior]] = _stage(recipe, clip)
         yield found(prior_program(find, how, prior))
     elif isinstance(recipe, DecoderRecipe):
-        stages["decoder"] = _stage(recipe, clip)
+        name = TRAINED if recipe.model.is_inpainting else "decoder"
+        stages[name] = _stage(recipe, clip)
         width = recipe.model.embedding_width
         own = {} if width is None else {"embedding": jax.ShapeDtypeStruct((width,), jnp.float32)}
-        yield found(decoder_program(find, how), **own)
+        if how.decoder.guidance_scale != 1:
+            own["guidance"] = jax.ShapeDtypeStruct((), jnp.float32)
+        if name == "decoder":
+            yield found(decoder_program(find, how), **own)
+            return
+        side = recipe.model.unet.image_size
+        own["image"] = jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)
+        own["keep"] = jax.ShapeDtypeStruct((side, side, 1), jnp.bool_)
+        yield found(inpaint_program(find, how, None), **own)
     elif isinstance(recipe, UpsamplerRecipe):
         size = 256 if recipe.data.image_size <= 256 else 1024
         stages[f"upsampler_{size}"] = _stage(recipe, clip)

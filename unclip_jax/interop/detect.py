@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from unclip_jax.bounded import read_json
 from unclip_jax.errors import UserError
+from unclip_jax.files import missing
 from unclip_jax.interop.open_file import open_file
 from unclip_jax.interop.tensors import Tensors
 
@@ -32,7 +33,7 @@ def detect(path: Path) -> Format:
         UserError: nothing there, or nothing that is known.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist: name a checkpoint's file or folder")
+        raise UserError(f"{path} {missing(path)}")
     if path.is_dir():
         found = _folder(path)
     else:

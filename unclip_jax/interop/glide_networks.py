@@ -53,14 +53,20 @@ class GlideConfig:
             )
 
     def decoder(self) -> DecoderConfig:
-        """The base model as a decoder of this package, with the same parameters.
+        """The base model, or that for inpainting, as a decoder of this package with the same
+        parameters.
 
         Raises:
-            UserError: it is not the base model.
+            UserError: it is an upsampler.
         """
-        if self.is_upsampler or self.is_inpainting:
-            raise UserError("a decoder has 3 input channels: give GLIDE's base model")
-        return DecoderConfig(unet=self.unet, text=self.text, embedding_width=None)
+        if self.is_upsampler:
+            raise UserError("a decoder reads no small picture: give one of GLIDE's base models")
+        return DecoderConfig(
+            unet=self.unet,
+            text=self.text,
+            embedding_width=None,
+            is_inpainting=self.is_inpainting,
+        )
 
 
 class Glide(nn.Module):

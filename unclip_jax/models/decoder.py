@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
+from unclip_jax.models.known import KNOWN_CHANNELS, known_or_nothing
 from unclip_jax.models.layers import Dense, layer_norm
 from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.text import TextConfig, TextTransformer
@@ -42,9 +43,18 @@ class DecoderConfig:
     masks_padding: bool = False
     """Hide padded caption positions from the U-Net's attention. GLIDE does not: its learned padding
     vectors are read like words. Karlo does."""
+    is_inpainting: bool = False
+    """The U-Net also reads the known part of a picture and which pixels it has (GLIDE): four more
+    input channels, after the noisy picture's."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
+        channels = 3 + KNOWN_CHANNELS * self.is_inpainting
+        if self.unet.in_channels != channels:
+            raise UserError(
+                f"unet.in_channels is {self.unet.in_channels}: a decoder with is_inpainting "
+                f"{self.is_inpainting} has {channels}"
+            )
         if self.text is None:
             if self.unet.context_width is None or self.embedding_width is None:
                 raise UserError(
@@ -81,6 +91,7 @@ class Decoder(nn.Module):
         text_mask: Array,
         text_embedding: Array | None = None,
         text_states: Array | None = None,
+        known: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
@@ -96,10 +107,15 @@ class Decoder(nn.Module):
             text_embedding: [B, embedding_width] float32 and
             text_states: [B, context_length, clip_text_width] float32, CLIP's encoding of the
                 caption; read where config.text is None.
+            known: [B, H, W, 4] float32, `known_channels` of the picture, where config.is_inpainting
+                is set; None says that nothing is known.
         Returns:
             [B, H, W, out_channels] float32.
+        Raises:
+            UserError: a known part for a decoder that reads none.
         """
         c = self.config
+        known = known_or_nothing(known, x, is_inpainting=c.is_inpainting)
         width = c.embedding_width
         if width is None:
             embedding = None
@@ -122,7 +138,8 @@ class Decoder(nn.Module):
         time_condition = Dense(c.unet.time_width, name="text_to_time")(pooled)
         if embedding is not None:
             time_condition += Dense(c.unet.time_width, name="embedding_to_time")(embedding)
-        return UNet(c.unet, name="unet")(x, t, time_condition, context, context_mask, train=train)
+        inputs = (x, t, time_condition, context, context_mask, known)
+        return UNet(c.unet, name="unet")(*inputs, train=train)
 
     def context(
         self, embedding: Array, states: Array, text_mask: Array

@@ -16,6 +16,7 @@ from jax import Array
 
 from unclip_jax.config import Dtype
 from unclip_jax.errors import UserError
+from unclip_jax.models.known import zero_after
 from unclip_jax.models.layers import (
     Attention,
     Conv,
@@ -37,6 +38,7 @@ class UNetConfig:
     image_size: int = 64
     """Side in pixels for which `attention_resolutions` is meant; any multiple runs."""
     in_channels: int = 3
+    """Of the noisy picture and all that joins it as further channels."""
     out_channels: int = 6
     """6 for 3 channels of noise and 3 of learned variance."""
     patch_size: int = 1
@@ -204,17 +206,20 @@ class UNet(nn.Module):
         time_condition: Array | None = None,
         context: Array | None = None,
         context_mask: Array | None = None,
+        known: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
         """
         Args:
-            x_BHWC: [B, H, W, in_channels] float32; H and W divisible by
-                patch_size * 2 ** (levels - 1).
+            x_BHWC: [B, H, W, C] float32, C = in_channels, or less those of `known`; H and W
+                divisible by patch_size * 2 ** (levels - 1).
             t: [B] int32, original timestep index.
             time_condition: [B, time_width] added to the time embedding.
             context: [B, S, context_width] tokens for the attention.
             context_mask: [B, S] bool, False where a token must not be attended to.
+            known: [B, H, W, 4] float32, further channels of an inpainting network, see `known.py`;
+                the first convolution reads them after all of x, with weights that begin at zero.
         Returns:
             [B, H, W, out_channels] float32.
         """
@@ -235,9 +240,19 @@ class UNet(nn.Module):
         if time_condition is not None:
             time = time + time_condition.astype(dtype)
 
-        h = Conv(c.channels * c.channel_mult[0], (3, 3), padding=1, dtype=dtype, name="conv_in")(
-            space_to_depth(x_BHWC, c.patch_size)
+        x = space_to_depth(x_BHWC, c.patch_size)
+        kernel_init = zero_after(x.shape[-1])
+        if known is not None:  # cut into patches by itself: the kernel's part for x stays as it is
+            x = jnp.concatenate([x, space_to_depth(known, c.patch_size)], axis=-1)
+        first = Conv(
+            c.channels * c.channel_mult[0],
+            (3, 3),
+            padding=1,
+            dtype=dtype,
+            kernel_init=kernel_init,
+            name="conv_in",
         )
+        h = first(x)
         skips = [h]
         for level, mult in enumerate(c.channel_mult):
             for i in range(c.level_depth(level)):

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.errors import UserError
+from unclip_jax.models.known import KNOWN_CHANNELS, known_or_nothing
 from unclip_jax.models.layers import Dense, timestep_embedding
 from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.unet import UNet, UNetConfig
@@ -41,9 +42,9 @@ class UpsamplerConfig:
         has_middle_attention=False,
         dropout=0.1,
     )
-    """6 input channels, no attention and no context. "No attention" leaves out ADM's middle
-    attention too, which its code always has: it would see a crop in training and four times the
-    side in sampling."""
+    """6 input channels (`is_inpainting`: 10), no attention and no context. "No attention" leaves
+    out ADM's middle attention too, which its code always has: it would see a crop in training and
+    four times the side in sampling."""
     resize: Resize = "linear"
     """How the small picture comes to full size: linear (ADM, GLIDE) or cubic (Karlo)."""
     has_augmentation: bool = False
@@ -54,13 +55,19 @@ class UpsamplerConfig:
     alone."""
     sampling_augmentation: float = 0.1
     """The level in sampling; Imagen sweeps it. It hides what the stage before did wrong."""
+    is_inpainting: bool = False
+    """The U-Net also reads the known part of the large picture and which pixels it has (GLIDE):
+    four more input channels. They come last here: noisy, small, known, mask. GLIDE has the small
+    picture after the mask."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
-        if self.unet.in_channels != 6:
+        channels = 6 + KNOWN_CHANNELS * self.is_inpainting
+        if self.unet.in_channels != channels:
             raise UserError(
-                f"unet.in_channels is {self.unet.in_channels}: an upsampler has 6, the noisy "
-                "picture's 3 and the small picture's 3"
+                f"unet.in_channels is {self.unet.in_channels}: an upsampler with is_inpainting "
+                f"{self.is_inpainting} has {channels}, the noisy picture's 3, the small picture's "
+                "3 and 4 of a known part"
             )
         levels = range(len(self.unet.channel_mult))
         if self.unet.has_middle_attention or any(self.unet.attends(level) for level in levels):
@@ -103,6 +110,7 @@ class Upsampler(nn.Module):
         t: Array,
         low_res_BHWC: Array,
         level: Array | None = None,
+        known_BHWC: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
@@ -113,10 +121,13 @@ class Upsampler(nn.Module):
             low_res_BHWC: [B, H/4, W/4, 3] float32 in [-1, 1].
             level: [B] float32 in [0, 1], how much noise `low_res_BHWC` was given; needed with
                 `has_augmentation`, else not read.
+            known_BHWC: [B, H, W, 4] float32, `known_channels` of the large picture, where
+                config.is_inpainting is set; None says that nothing is known.
         Returns:
             [B, H, W, out_channels] float32.
         Raises:
-            UserError: sides that do not fit each other or the network.
+            UserError: sides that do not fit each other or the network, or a known part for a
+                network that reads none.
         """
         height, width = x_BHWC.shape[1:3]
         small = tuple(low_res_BHWC.shape[1:3])
@@ -126,7 +137,7 @@ class Upsampler(nn.Module):
                 f"an upsampler multiplies by {FACTOR}"
             )
         resized = resize_low_resolution(low_res_BHWC, (height, width), self.config.resize)
-        return self.denoise(x_BHWC, t, resized, level, train=train)
+        return self.denoise(x_BHWC, t, resized, level, known_BHWC, train=train)
 
     def denoise(
         self,
@@ -134,6 +145,7 @@ class Upsampler(nn.Module):
         t: Array,
         resized_BHWC: Array,
         level: Array | None = None,
+        known_BHWC: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
@@ -156,7 +168,8 @@ class Upsampler(nn.Module):
             condition = timestep_embedding(1000 * level, c.unet.channels)
             condition = self.level_out(nn.silu(self.level_in(condition)))
         x = jnp.concatenate([x_BHWC, resized_BHWC], axis=-1)
-        return self.unet(x, t, condition, train=train)
+        known = known_or_nothing(known_BHWC, x_BHWC, is_inpainting=c.is_inpainting)
+        return self.unet(x, t, condition, known=known, train=train)
 
 
 def resize_low_resolution(low_res: Array, size: tuple[int, int], method: Resize) -> Array:

@@ -6,7 +6,7 @@ import reprlib
 from typing import Any
 
 from unclip_jax.config import from_dict, to_dict
-from unclip_jax.errors import UserError
+from unclip_jax.errors import UserError, choose
 from unclip_jax.training.recipes.ar_prior import ARPriorRecipe
 from unclip_jax.training.recipes.baseline_priors import LinearPriorRecipe, OneStepPriorRecipe
 from unclip_jax.training.recipes.classifier import ClassifierRecipe
@@ -54,6 +54,6 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     stage = fields.pop("stage", None)
     if not isinstance(stage, str) or stage not in STAGES:
         raise UserError(
-            f"stage is {reprlib.repr(stage)} in the config: expected one of {', '.join(STAGES)}"
+            f"stage is {reprlib.repr(stage)} in the config: {choose(str(stage), STAGES)}"
         )
     return from_dict(STAGES[stage], fields)

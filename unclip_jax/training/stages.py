@@ -86,7 +86,7 @@ def _example_inputs(recipe: Recipe) -> tuple[Array | None, ...]:
         return embedding, *text
     size, text = recipe.model.unet.image_size, recipe.model.text
     length = 1 if text is None else text.context_length  # no parameter depends on CLIP's
-    image = jnp.zeros((1, size, size, recipe.model.unet.in_channels))
+    image = jnp.zeros((1, size, size, 3))
     encoded = (embedding, jnp.zeros((1, length, recipe.model.clip_text_width)))
     caption = (_integers(length), jnp.ones((1, length), bool), *encoded)
     return image, t, embedding, jnp.ones(1, bool), *caption

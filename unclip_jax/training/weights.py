@@ -12,6 +12,7 @@ A run folder (see `loop.py`) is read by the same function.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from jax.sharding import SingleDeviceSharding
 from unclip_jax.bounded import read_json
 from unclip_jax.config import Dtype
 from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.errors import UserError
+from unclip_jax.errors import UserError, nearest
+from unclip_jax.files import NotWritten, find_like, make_folder, save_tensors, write_whole
 from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.printable import printable
 from unclip_jax.training.checkpoint import load_ema_params, with_shardings
@@ -95,15 +97,23 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
     """Write the folder described above.
 
     Raises:
-        UserError: the folder has files of something else.
+        UserError: the folder has files of something else, or cannot be written; each file is then
+            whole or not there.
     """
-    from safetensors.numpy import save_file
-
     check_stage_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    try:
+        _write_stage(stage, folder, dtype)
+    except NotWritten:
+        with contextlib.suppress(OSError):  # not empty, if there was a stage before
+            folder.rmdir()
+        raise
+
+
+def _write_stage(stage: Stage, folder: Path, dtype: Dtype) -> None:
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     arrays = {name: np.asarray(leaf, kind) for name, leaf in flatten(stage.params).items()}
-    save_file(arrays, folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", arrays)
     if stage.tokenizer is not None:
         stage.tokenizer.save(folder / "tokenizer.json")
     if stage.codes is not None:
@@ -120,7 +130,7 @@ def save_stage(stage: Stage, folder: Path, dtype: Dtype = "bfloat16") -> None:
         "clip": stage.clip_id,
         "recipe": without_places(recipe_to_json(stage.recipe)),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 
 def without_places(data: dict[str, Any]) -> dict[str, Any]:
@@ -199,9 +209,11 @@ def load_stage(path: str | Path, *, as_stored: bool = False) -> Stage:
     try:
         config = read_json(config_path)
     except FileNotFoundError:
+        near = None if folder.is_dir() else nearest(str(path), SHIPPED) or find_like(folder)
+        meant = "" if near is None else f", did you mean {near}?"
         raise UserError(
-            f"{folder} is neither a run nor an exported stage (no config.json): train it first, or "
-            "name another folder"
+            f"{folder} is neither a run nor an exported stage (no config.json){meant}: train it "
+            "first, or name another folder"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{config_path} cannot be read ({error}): restore the file") from error

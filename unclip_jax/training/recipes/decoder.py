@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.decoder import DecoderConfig
+from unclip_jax.training.masks import MaskConfig
 from unclip_jax.training.recipes.run import DiffusionConfig, Run, check_share
 
 
@@ -23,15 +24,13 @@ class DecoderRecipe(Run):
     section 5.1; the two drops are independent here."""
     text_drop: float = 0.5
     """Share of the captions that become the empty one."""
+    masks: MaskConfig = MaskConfig()
+    """What is erased of a training picture; read where model.is_inpainting is set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("embedding_drop", self.embedding_drop)
         check_share("text_drop", self.text_drop)
-        if self.model.unet.in_channels != 3:
-            raise UserError(
-                f"model.unet.in_channels is {self.model.unet.in_channels}: a 64 x 64 decoder has 3"
-            )
         channels = 2 * 3 if self.diffusion.variance == "learned_range" else 3
         if self.model.unet.out_channels != channels:
             raise UserError(

@@ -76,6 +76,9 @@ class Run:
     batch_size: int = 64
     """Pictures a step, over all devices and micro-batches."""
     seed: int = 0
+    init_from: str | None = None
+    """Weights that a new run starts from: a run, an exported folder, or a shipped model. What they
+    lack starts as it does without; input channels that they lack start at zero."""
     ema_decay: float = 0.9999
     """Of the averaged weights that sampling uses; young averages forget faster, see `state.py`."""
     data: DataConfig = DataConfig()

@@ -8,6 +8,7 @@ from unclip_jax.config import DataConfig
 from unclip_jax.errors import UserError
 from unclip_jax.models.upsampler import FACTOR, UpsamplerConfig
 from unclip_jax.training.degradations.low_resolution import DegradationConfig
+from unclip_jax.training.masks import MaskConfig
 from unclip_jax.training.recipes.run import DiffusionConfig, Run
 
 
@@ -21,6 +22,8 @@ class UpsamplerRecipe(Run):
     diffusion: DiffusionConfig = DiffusionConfig(prediction="eps", variance="learned_range")
     degradation: DegradationConfig = DegradationConfig()
     """What is done to the small picture."""
+    masks: MaskConfig = MaskConfig()
+    """What is erased of the large picture; read where model.is_inpainting is set."""
     crop_fraction: float = 0.25
     """Side of the training crop, as a share of the picture's; 1 trains on whole pictures."""
     crops: int = 1
