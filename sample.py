@@ -5,8 +5,12 @@
 
 import sys
 
-from unclip_jax.cli.main import run
-from unclip_jax.cli.sample import main
+try:
+    from unclip_jax.cli.main import run
+    from unclip_jax.cli.sample import main
+except KeyboardInterrupt:  # before `run` could say it
+    print("stopped", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     run(main, sys.argv[1:])

@@ -8,6 +8,7 @@ checkpoint, and read back as data: `from_dict` never executes anything.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import reprlib
 import sys
 import types
@@ -15,7 +16,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from unclip_jax.errors import UserError
+from unclip_jax.errors import UserError, choose
 from unclip_jax.printable import printable
 
 T = TypeVar("T")
@@ -131,8 +132,8 @@ class GuardConfig:
     """What a run does about steps that would spoil its weights."""
 
     spike: float = 10.0
-    """A step is skipped whose loss is more than this many times the highest of late, or whose loss
-    or gradient is not finite; 0 skips only the latter."""
+    """A step is skipped whose loss is more than this many times the highest of the last twenty or
+    so, from the sixth on, or whose loss or gradient is not finite; 0 skips only the latter."""
     patience: int = 10
     """Steps skipped in a row after which the run goes back to its newest checkpoint and leaves out
     the data since then."""
@@ -235,19 +236,22 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """
     if not isinstance(data, dict):
         raise UserError(f"{where or 'config'}: expected an object with fields, found {_repr(data)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
             raise UserError(
-                f"{where}{printable(key)}: no such field; "
-                f"{cls.__name__} has {', '.join(sorted(known))}"
+                f"{where}{printable(key)}: no such field of {cls.__name__}; "
+                f"{choose(str(key), sorted(known))}"
             )
     values = {key: _typed(hints[key], value, where + key) for key, value in data.items()}
     try:
         return cls(**values)
     except (TypeError, ArithmeticError, IndexError) as error:
         raise UserError(f"{where or cls.__name__}: {error}") from None
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no workdir": ([CLIP], "--workdir is missing"),
     "recipe not first": (["--steps", "3", CLIP], "the recipe comes first"),
     "no such recipe": (["configs/toy/clap.py"], "configs/toy/clap.py does not exist"),
-    "a folder as recipe": (["configs/toy"], "configs/toy does not exist"),
+    "a folder as recipe": (["configs/toy"], "configs/toy is a folder"),
     "negative rate": ([CLIP, "--optim.learning-rate", "-1"], "optim.learning_rate is -1"),
     "no steps": ([CLIP, "--steps", "0"], "steps is 0"),
     "no accumulation": ([CLIP, "--optim.accumulate", "0"], "optim.accumulate is 0"),
@@ -189,3 +190,34 @@ def test_as_a_process(arguments: list[str], code: int, repository: Path) -> None
     if code == 0:
         assert "--optim.learning-rate" in result.stdout
     # A second on an idle machine; the bound leaves room for one that is busy.
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_an_interrupt_while_it_is_imported(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and the code of an interrupt."""
+
+    class Interrupt:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == command_line.__name__:
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, command_line.__name__)
+    monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script, run_name="__main__")
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped\n"
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it was met."""
+
+    def write(arguments: object) -> int:
+        Path("/dev/full").write_text("x")
+        return 0
+
+    with pytest.raises(SystemExit) as end:
+        command_line.run(write, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and len(lines) == 1 and "No space left" in lines[0]

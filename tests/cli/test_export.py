@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.room import no_room
 from tests.training import toys
 from unclip_jax.cli.export import main
 from unclip_jax.errors import UserError
@@ -46,6 +47,19 @@ def test_what_is_not_given_stays(classifier: Path, tmp_path: Path) -> None:
     assert last["batch_size"] == 3 and {**last, "batch_size": 8} == changed
     assert last["decoder"] == {**first["decoder"], "num_steps": 7}
     assert last["prior"] == {**first["prior"], "guidance_scale": 2}
+
+
+def test_a_disk_that_is_full_spoils_nothing(classifier: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 1000 bytes here: the weights' library meets it in the middle."""
+    model = tmp_path / "model"
+    main(["--classifier", str(classifier), "--out", str(model)])
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    for out in (model, tmp_path / "new"):
+        message = r"cannot write .*safetensors \(File too large\)"
+        with no_room(1000), pytest.raises(UserError, match=message):
+            main(["--classifier", str(classifier), "--out", str(out)])
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_damaged_sampling_file_is_named(classifier: Path, tmp_path: Path) -> None:

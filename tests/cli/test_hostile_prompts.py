@@ -22,7 +22,7 @@ from unclip_jax.samples import picture_name
 def test_read(name: str, tmp_path: Path) -> None:
     file, content, expected = READ[name]
     (tmp_path / file).write_bytes(content)
-    found = prompts.read_prompts(tmp_path / file)
+    found = [line.prompt for line in prompts.read_prompts(tmp_path / file)]
     assert found == expected
     assert prompts.check_prompts(found) == expected  # as on a command line
 
@@ -37,10 +37,19 @@ def test_refused_by_line(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
-    """A file without an end is refused at its first line."""
-    (tmp_path / "a.txt").symlink_to("/dev/zero")
+    """A terabyte of zeros is refused at its first line."""
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.truncate(1 << 40)
     with pytest.raises(UserError, match=r"a\.txt:1 has more than 1000000 bytes"):
         prompts.read_prompts(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="not a regular file"):
+        prompts.read_prompts(path)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -14,13 +14,15 @@ from unclip_jax.errors import UserError
 def test_text_lines_without_comments_and_blanks(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# animals\n a red fox \n\n#\nnumber #1 hat\n", encoding="utf-8")
-    assert prompts.read_prompts(path) == ["a red fox", "number #1 hat"]
+    assert [line.prompt for line in prompts.read_prompts(path)] == ["a red fox", "number #1 hat"]
 
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": " ü ", "seed": 3}\n', encoding="utf-8")
-    assert prompts.read_prompts(path) == ["a", "ü"]
+    first, second = prompts.read_prompts(path)
+    assert (first.prompt, first.settings) == ("a", {})
+    assert (second.prompt, second.settings) == ("ü", {"seed": 3})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from unclip_jax.cli.sample import TextOptions, _sampling
+from unclip_jax.cli.drawing_options import sampling_of
+from unclip_jax.cli.text_options import TextOptions
 from unclip_jax.errors import UserError
 from unclip_jax.generation.sampling import SamplingConfig
 
@@ -14,7 +15,7 @@ MODEL = SamplingConfig(batch_size=3)
 
 
 def sampling(**options: Any) -> SamplingConfig:
-    return _sampling(TextOptions(("a",), **options), MODEL)
+    return sampling_of(TextOptions(prompt=("a",), **options), MODEL)
 
 
 def test_nothing_said_is_the_models_own() -> None:

@@ -22,6 +22,7 @@ from unclip_jax.cli import sample
 from unclip_jax.cli.sharing import take_turns
 from unclip_jax.data.images import save_png
 from unclip_jax.data.png_text import read_png_text
+from unclip_jax.data.provenance import facts_text
 from unclip_jax.errors import UserError
 from unclip_jax.generation.drawing import Drawn
 from unclip_jax.generation.rows import RowRunner
@@ -112,7 +113,7 @@ def test_pictures_that_went_away_meanwhile_are_missed(
 ) -> None:
     copy(whole, tmp_path / "out")[5].unlink()
     all_there = np.full(COUNT, SAME, np.int8)
-    monkeypatch.setattr("unclip_jax.samples.find_pictures", lambda *_: all_there)
+    monkeypatch.setattr("unclip_jax.cli.outputs.find_pictures", lambda *_: all_there)
     with pytest.raises(
         UserError, match=r"1 of 12 pictures are not in .*run the same command again"
     ):
@@ -177,6 +178,7 @@ def test_a_picture_names_no_folder(model: Path, whole: Path) -> None:
 
 
 FACTS: dict[str, Any] = {"prompt": "ä blue car", "index": 0}
+NAME = picture_name(0, FACTS)
 
 
 def _write(path: Path, info: PngImagePlugin.PngInfo) -> None:
@@ -185,7 +187,7 @@ def _write(path: Path, info: PngImagePlugin.PngInfo) -> None:
 
 def _compressed(path: Path) -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("unclip", json.dumps(FACTS, ensure_ascii=False), zip=True)
+    info.add_itxt("unclip", facts_text(FACTS), zip=True)
     _write(path, info)
 
 
@@ -201,8 +203,7 @@ def _after_the_pixels(path: Path) -> None:
 
 
 def _same(path: Path) -> None:
-    text = json.dumps(FACTS, ensure_ascii=False)
-    save_png(path, np.zeros((4, 4, 3), np.uint8), {"other": "x", "unclip": text})
+    save_png(path, np.zeros((4, 4, 3), np.uint8), {"other": "x", "unclip": facts_text(FACTS)})
 
 
 def _changed(at: int) -> Callable[[Path], None]:
@@ -222,6 +223,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], int]] = {
     "no picture": (lambda path: path.write_bytes(b"x" * 100), OTHER),
     "no text": (lambda path: save_png(path, np.zeros((4, 4, 3), np.uint8)), OTHER),
     "a folder": (lambda path: path.mkdir(), OTHER),
+    "a pipe": (os.mkfifo, OTHER),
     "compressed": (_compressed, OTHER),
     "text at the end": (_after_the_pixels, OTHER),
     "flipped bit in the text": (_changed(60), OTHER),
@@ -234,19 +236,19 @@ FILES: dict[str, tuple[Callable[[Path], Any], int]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_file_is(name: str, tmp_path: Path) -> None:
     make, expected = FILES[name]
-    make(tmp_path / picture_name(0, FACTS))
-    assert find_pictures(tmp_path, [FACTS]).tolist() == [expected]
+    make(tmp_path / NAME)
+    assert find_pictures(tmp_path, [NAME], lambda _: FACTS).tolist() == [expected]
     other = {**FACTS, "seed": 1}
-    assert find_pictures(tmp_path, [other]).tolist() == [min(expected, OTHER)]
+    assert find_pictures(tmp_path, [NAME], lambda _: other).tolist() == [min(expected, OTHER)]
 
 
 def test_every_cut_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / picture_name(0, FACTS)
+    path = tmp_path / NAME
     _same(path)
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        assert find_pictures(tmp_path, [FACTS]).tolist() == [OTHER], length
+        assert find_pictures(tmp_path, [NAME], lambda _: FACTS).tolist() == [OTHER], length
 
 
 def test_a_failed_write_ends_the_drawing() -> None:
@@ -270,10 +272,10 @@ def test_a_failed_write_is_known_at_the_next_picture(tmp_path: Path) -> None:
     """Not when the last of ten thousand was drawn."""
     writer = PictureWriter(tmp_path / "out")
     (tmp_path / "out").rmdir()
-    writer.add(0, np.zeros((4, 4, 3), np.uint8), FACTS)
+    writer.add(NAME, np.zeros((4, 4, 3), np.uint8), FACTS)
     wait(writer._begun)
     with pytest.raises(UserError, match="and run the same command again: it continues"):
-        writer.add(1, np.zeros((4, 4, 3), np.uint8), FACTS)
+        writer.add("1.png", np.zeros((4, 4, 3), np.uint8), FACTS)
 
 
 LISTENER = """

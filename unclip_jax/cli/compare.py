@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from unclip_jax.cli.overrides import parse
 from unclip_jax.errors import UserError
+from unclip_jax.files import missing
 
 _PROMPTS = ("a red apple on a wooden table", "a photograph of a teddy bear")
 _STEPS = (25, 25, 7)
@@ -94,7 +95,7 @@ def _sides(options: CompareOptions) -> tuple[list[Any], list[str], list[Any]]:
     """Rows, remarks, and pictures (the reference's, ours) if there are any."""
     folder = Path(options.folder).expanduser()
     if not folder.exists():
-        raise UserError(f"{folder} does not exist: name a checkpoint's file or folder")
+        raise UserError(f"{folder} {missing(folder)}")
     belongs = {"model": "karlo", "clip_model": "clip", "config": "dalle2_pytorch"}
     belongs |= {"era": "dalle2_pytorch", "steps": "karlo"}
     for name, reference in belongs.items():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from unclip_jax.cli.overrides import parse
 from unclip_jax.errors import UserError
+from unclip_jax.files import missing
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 
     source, folder = Path(options.source).expanduser(), Path(options.folder).expanduser()
     if not source.exists():
-        raise UserError(f"{source} does not exist: name a checkpoint's file or folder")
+        raise UserError(f"{source} {missing(source)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a new folder")
     began = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unclip_jax.cli.overrides import OneLineParser
 from unclip_jax.config import DataConfig
 from unclip_jax.errors import UserError
 
@@ -19,13 +20,14 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: what the command was asked for cannot be read or written.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     arguments.run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unclip data", description="Look at data, and build it.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """What reads the command line of `unclip data`."""
+    parser = OneLineParser(prog="unclip data", description="Look at data, and build it.")
+    commands = parser.add_subparsers(dest="COMMAND", required=True, metavar="COMMAND")
 
     sheet = commands.add_parser("sheet", help="pictures of a split with their captions, as one PNG")
     _add_source(sheet)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unclip_jax.cli.overrides import parse
 from unclip_jax.cli.progress import say
-from unclip_jax.cli.sample import read_prompts
+from unclip_jax.cli.prompts import read_prompts
 from unclip_jax.errors import UserError
 
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
-    prompts = read_prompts(Path(options.prompts)) if options.prompts is not None else []
+    lines = read_prompts(options.prompts) if options.prompts is not None else []
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     unclip = UnCLIP.load(named or options.model)
     if options.batch_size is not None:
         unclip = replace(unclip, sampling=replace(unclip.sampling, batch_size=options.batch_size))
-    material = load_material(unclip, options.num_prompts, prompts)
+    material = load_material(unclip, options.num_prompts, [line.prompt for line in lines])
 
     def report(text: str) -> None:
         say(f"[{time.monotonic() - began:.0f} s] {text}")

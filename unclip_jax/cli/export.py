@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from unclip_jax.cli.overrides import parse
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,16 @@ class ExportOptions:
     """Run folder of the one-step prior."""
     decoder: str | None = None
     """Run folder of the decoder."""
+    decoder_inpaint: str | None = None
+    """Run folder of the decoder that was trained for inpainting."""
     upsampler_256: str | None = None
     """Run folder of the upsampler to 256."""
     upsampler_1024: str | None = None
     """Run folder of the upsampler to 1024."""
+    upsampler_256_inpaint: str | None = None
+    """Run folder of the upsampler to 256 that was trained for inpainting."""
+    upsampler_1024_inpaint: str | None = None
+    """Run folder of the upsampler to 1024 that was trained for inpainting."""
     noised_clip: str | None = None
     """Run folder of the CLIP that knows noise."""
     classifier: str | None = None
@@ -81,7 +88,14 @@ def main(arguments: Sequence[str]) -> int:
     from unclip_jax.cli.export_foreign import export_dalle2_file, export_foreign
     from unclip_jax.config import to_dict
     from unclip_jax.generation.model_card import model_card
-    from unclip_jax.generation.model_folder import ALONE, STAGES, read_model, read_sampling
+    from unclip_jax.generation.model_folder import (
+        ALONE,
+        INPAINTING,
+        STAGES,
+        is_inpainting,
+        read_model,
+        read_sampling,
+    )
     from unclip_jax.training.recipe import stage_of
     from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
     from unclip_jax.training.weights import load_stage, save_stage
@@ -105,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
         kind = stage_of(stage.recipe)
         if isinstance(stage.recipe, UpsamplerRecipe):
             kind = f"upsampler_{stage.recipe.data.image_size}"
+        kind += INPAINTING * is_inpainting(stage.recipe)
         if kind != name:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {named[name]} holds a {kind}: name it as that")
@@ -116,18 +131,18 @@ def main(arguments: Sequence[str]) -> int:
         export_foreign(options.format, stages, out, options.dtype)
         return 0
     for name, stage in stages.items():
-        recipe: Any = stage.recipe
-        if hasattr(recipe, "clip"):  # a path of this machine
+        recipe: Any = replace(stage.recipe, init_from=None)  # a path of this machine, as is clip
+        if hasattr(recipe, "clip"):
             recipe = replace(recipe, clip=out.name)
         save_stage(replace(stage, recipe=recipe), out / name, options.dtype or "bfloat16")
         size = (out / name / "model.safetensors").stat().st_size / 1e6
         print(f"{name}: step {stage.step}, {size:.1f} MB in {out / name}")
     sampling = _sampling(options, read_sampling(out), stages)
     text = json.dumps(to_dict(sampling), indent=1) + "\n"
-    (out / "sampling.json").write_text(text, encoding="utf-8")
+    write_whole(out / "sampling.json", text.encode())
     there = {name: load_stage(out / name) for name in STAGES if (out / name).is_dir()}
     card = model_card(out.name, there)
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_whole(out / "README.md", card.encode())
     return 0
 
 

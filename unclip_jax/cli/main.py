@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from unclip_jax.cli.verbs import VERBS, unknown_verb, usage
 from unclip_jax.errors import UserError
 from unclip_jax.printable import printable
 
-VERBS = {
-    "train": "train a stage from a recipe",
-    "plan": "what training would take on TPUs that are not here, and whether it fits",
-    "text": "sample pictures from text (sample.py text)",
-    "data": "build, count and look at data sets",
-    "embed": "CLIP embeddings of a data set, once, for training without the encoder",
-    "fit-codes": "PCA and buckets for the autoregressive prior",
-    "fit-linear": "the linear prior in closed form, from one pass over a data set",
-    "fit-variance": "the diffusion prior's best sampling variances, from held-out pictures",
-    "convert": "a PyTorch checkpoint (Karlo, CLIP, GLIDE, ADM, DALLE2-pytorch) as a folder of ours",
-    "compare": "a PyTorch reference beside ours: every block, every step, the pictures",
-    "export": "a run's averaged weights as safetensors with config",
-    "evaluate": "retrieval, prior cosines and caption match of a model",
-}
-_MODULES = {"text": "sample"}
-"""Where a verb is not its module's name."""
 _LONGEST = 4000
 """Characters of a line about a mistake."""
 
@@ -35,17 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print("usage: unclip VERB ...\n")
-        print("\n".join(f"  {verb:12} {text}" for verb, text in VERBS.items()))
-        print("\n`unclip VERB --help` says more.")
+        print(usage("unclip", VERBS))
         sys.exit(0 if given else 2)
     verb, *rest = given
 
     def command(rest: Sequence[str]) -> int | None:
         if verb not in VERBS:
-            raise UserError(f"verb {verb!r} is unknown: choose one of {', '.join(VERBS)}")
-        module = import_module(f"unclip_jax.cli.{_MODULES.get(verb, verb.replace('-', '_'))}")
-        return module.main([verb, *rest] if module.__name__.endswith(".sample") else rest)
+            raise UserError(unknown_verb(verb, VERBS))
+        module = VERBS[verb].module
+        main_of = import_module(f"unclip_jax.cli.{module}").main
+        return main_of([verb, *rest] if module == "sample" else rest)
 
     run(command, rest)
 
@@ -72,3 +57,9 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:  # the one fault of a machine that no code can be blamed for
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"error: {error}: free some space and run the same command again"
+        print(printable(text, _LONGEST), file=sys.stderr)
+        sys.exit(2)

@@ -22,7 +22,8 @@ def make_preview(recipe: Any) -> Preview | None:
     if not recipe.log.preview_every:
         return None
     if isinstance(recipe, DecoderRecipe):
-        return _decoder_preview(recipe)
+        draws_text = not recipe.model.is_inpainting
+        return _decoder_preview(recipe) if draws_text else _inpainting_preview(recipe)
     return _upsampler_preview(recipe) if isinstance(recipe, UpsamplerRecipe) else None
 
 
@@ -65,6 +66,65 @@ def _decoder_preview(recipe: DecoderRecipe) -> Preview:
     return preview
 
 
+def _inpainting_preview(recipe: DecoderRecipe) -> Preview:
+    """`log.preview_columns` pictures of the data, evenly spaced, each with its own caption and CLIP
+    embedding. Rows: what a random mask keeps, what is drawn there, the truth."""
+    import jax
+    import numpy as np
+
+    from unclip_jax.data.captions import all_captions
+    from unclip_jax.data.images import make_grid, save_png
+    from unclip_jax.diffusion.samplers import SamplerConfig
+    from unclip_jax.generation.keys import image_keys
+    from unclip_jax.generation.sampling import SamplingConfig
+    from unclip_jax.pipeline import UnCLIP
+    from unclip_jax.training.masks import random_masks
+    from unclip_jax.training.weights import load_clip
+
+    log, clip = recipe.log, load_clip(recipe.clip)
+    count = log.preview_columns
+    truth, records = _pictures(recipe, count)
+    keep = np.asarray(random_masks(jax.random.key(0), truth.shape[:3], recipe.masks))
+    texts = [next(iter(all_captions(record.captions)), "") for record in records]
+    config = SamplerConfig(
+        method="ddim", num_steps=log.preview_steps, guidance_scale=log.preview_guidance
+    )
+    sampling = SamplingConfig(decoder=config, batch_size=count)
+    embeddings = None
+    if recipe.model.embedding_width is not None:
+        embeddings = UnCLIP({"clip": clip}, sampling).encode_image(truth)
+    compiled: dict[Any, Any] = {}
+
+    def preview(stage: Stage, path: Path) -> None:
+        own = replace(stage, clip_id=clip.clip_id)
+        bundle = UnCLIP({"clip": clip, "decoder_inpaint": own}, sampling, "", compiled)
+        drawn = bundle.decode_known(truth, keep, embeddings, texts, image_keys(0, range(count)))
+        shown = np.where(keep, truth, 127).astype(np.uint8)
+        save_png(path, make_grid(np.concatenate([shown, drawn, truth]), count))
+
+    return preview
+
+
+def _pictures(recipe: DecoderRecipe | UpsamplerRecipe, count: int) -> tuple[Any, list[Any]]:
+    """Pictures of the recipe's data [N, S, S, 3] uint8, evenly spaced, and their records; another
+    takes the place of one that cannot be read, which the run counts for itself."""
+    import numpy as np
+
+    from unclip_jax.data.bad_records import BadRecords
+    from unclip_jax.data.example_order import first_readable
+    from unclip_jax.data.picture_reader import PictureReader
+    from unclip_jax.data.sources import open_source
+
+    source = open_source(recipe.data)
+    load = PictureReader(source, recipe.data.image_size, BadRecords()).load
+    rows = np.linspace(0, len(source) - 1, count).astype(int)
+    found = [
+        first_readable(load, example=place, index=int(row), seed=0, total=len(source))
+        for place, row in enumerate(rows)
+    ]
+    return np.stack([image for image, _ in found]), [record for _, record in found]
+
+
 def _upsampler_preview(recipe: UpsamplerRecipe) -> Preview:
     """`log.preview_columns` pictures of the data, evenly spaced. Rows: the small pictures, bicubic
     resizing, the upsampler, the truth."""
@@ -73,8 +133,6 @@ def _upsampler_preview(recipe: UpsamplerRecipe) -> Preview:
     import numpy as np
 
     from unclip_jax.data.images import make_grid, save_png
-    from unclip_jax.data.picture_reader import read_picture
-    from unclip_jax.data.sources import open_source
     from unclip_jax.diffusion.samplers import SamplerConfig
     from unclip_jax.generation.decoder import to_uint8
     from unclip_jax.generation.keys import image_keys
@@ -83,9 +141,8 @@ def _upsampler_preview(recipe: UpsamplerRecipe) -> Preview:
     from unclip_jax.training.degradations.low_resolution import downsample
     from unclip_jax.training.objectives.conditions import to_float
 
-    count, source = recipe.log.preview_columns, open_source(recipe.data)
-    rows = np.linspace(0, len(source) - 1, count).astype(int)
-    truth = np.stack([read_picture(source, int(row), recipe.data.image_size)[0] for row in rows])
+    count = recipe.log.preview_columns
+    truth, _ = _pictures(recipe, count)
     small = downsample(to_float(jnp.asarray(truth)), FACTOR)
     nearest, bicubic = (
         np.asarray(to_uint8(jax.image.resize(small, truth.shape, how)))

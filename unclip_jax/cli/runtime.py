@@ -18,6 +18,13 @@ def prepare_jax() -> None:
     import jax
 
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        root = os.environ.get("UNCLIP_CACHE") or Path.home() / ".cache" / "unclip_jax"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def compile_cache() -> Path:
+    """Where compiled programs are kept."""
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(given)
+    root = os.environ.get("UNCLIP_CACHE") or Path.home() / ".cache" / "unclip_jax"
+    return Path(root) / "xla"

@@ -6,24 +6,25 @@ drawing for hours, all take their micro-batches in turns and tell each other bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from unclip_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from unclip_jax.generation.drawing import Drawn
     from unclip_jax.training.stop_requests import StopRequests
 
+T = TypeVar("T")
 
-def agree(found: np.ndarray, metadata: Sequence[dict[str, Any]]) -> np.ndarray:
+
+def agree(found: np.ndarray, texts: Iterable[str]) -> np.ndarray:
     """The first host's `found` on all: what is done must look the same to those who share the rest.
 
     Args:
         found: [N], of one dtype on all hosts.
-        metadata: of all N pictures, which must be the same on all hosts.
+        texts: what all N pictures are made from and called, the same on all hosts.
     Raises:
         UserError: a host would draw other pictures.
     """
@@ -32,23 +33,24 @@ def agree(found: np.ndarray, metadata: Sequence[dict[str, Any]]) -> np.ndarray:
     if jax.process_count() == 1:
         return found
     import hashlib
-    import json
 
     from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
-    digest = hashlib.sha256(json.dumps(metadata).encode()).digest()
-    digests = np.asarray(process_allgather(np.frombuffer(digest, np.uint32)))
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode())
+    digests = np.asarray(process_allgather(np.frombuffer(digest.digest(), np.uint32)))
     others = np.flatnonzero((digests != digests[0]).any(axis=1))
     if len(others):
         raise UserError(
-            f"process {others[0]} of {len(digests)} was given other prompts, options or weights "
-            "than process 0: start all with the same command and the same files"
+            f"process {others[0]} of {len(digests)} was given other prompts, options, weights or "
+            "versions than process 0: start all with the same command and the same files"
         )
     return np.asarray(broadcast_one_to_all(found))
 
 
 def take_turns(
-    parts: Iterator[Drawn], turns: int, write: Callable[[Drawn], None], stop: StopRequests
+    parts: Iterator[T], turns: int, write: Callable[[T], None], stop: StopRequests
 ) -> int | None:
     """Write all `parts`, unless a signal or a failure on any host ends all of them before.
 

@@ -72,10 +72,15 @@ def _run(recipe: Any, workdir: str | None, is_print: bool) -> int:
         return 0
     if workdir is None:
         raise UserError("--workdir is missing: name the folder of the run, such as runs/decoder")
+    if Path(workdir).is_file():
+        raise UserError(f"--workdir {workdir} is a file: name a folder")
     prepare_jax()
     join_hosts()
     from unclip_jax.cli.preview import make_preview
     from unclip_jax.training.loop import train
+    from unclip_jax.training.preview_thread import exit_without_preview
 
     _, signal_number = train(recipe, Path(workdir), make_preview(recipe))
-    return 128 + signal_number if signal_number else 0
+    code = 128 + signal_number if signal_number else 0
+    exit_without_preview(code)
+    return code

@@ -11,6 +11,8 @@ import struct
 import zlib
 from typing import BinaryIO
 
+from unclip_jax.bounded import open_regular
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 MAX_TEXT = 1 << 20
@@ -25,7 +27,7 @@ def read_png_text(path: str | os.PathLike[str], key: str) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if file.read(len(SIGNATURE)) != SIGNATURE:
             return None
         text = _find_text(file, key.encode("latin-1") + b"\0\0\0")

@@ -1,0 +1,1 @@
+"""What a file or folder holds: `unclip inspect`. Nothing that is looked at is executed."""
