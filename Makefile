@@ -5,6 +5,7 @@
 #                        without them the tests skip that
 # make faults  kill, fill and damage training and sampling, and print what survived (a quarter of an hour)
 # make fuzz    fuzz every parser, guided by coverage (Linux; two minutes each)
+# make docs    the documentation as a site in site/ (docs-serve shows it at localhost:8000)
 # Also: setup, setup-dev, lint, types, format, constraints.
 
 PYTHON ?= python3
@@ -19,10 +20,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
 LOCK := $(shell command -v flock >/dev/null 2>&1 && echo flock .venv.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz check lint types format setup setup-dev setup-reference constraints
+.PHONY: help demo test faults fuzz docs docs-serve check lint types format setup setup-dev setup-reference constraints
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n 's/^# //p' Makefile | head -9
 
 demo: setup
 	@$(BIN)/python sample.py text $(DEMO_PROMPTS) --out $(DEMO_OUT)
@@ -36,6 +37,12 @@ faults: setup-dev
 fuzz: setup-dev
 	@$(PIP) atheris
 	@$(BIN)/python -m tests.fuzz all --seconds $(or $(SECONDS_EACH),120)
+
+docs: setup-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: setup-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 check: lint types test
 
@@ -69,12 +76,12 @@ setup-reference:
 
 .venv/installed-dev: .venv/installed
 	@echo "Adding the developer's tools to .venv ..."
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,docs]'
 	@touch $@
 
 .venv/installed-reference: .venv/installed-dev tests/reference-packages.txt
 	@echo "Adding PyTorch, the references and the TPU's compiler to .venv ..."
-	@$(PIP) -e '.[dev,plan]'
+	@$(PIP) -e '.[dev,docs,plan]'
 	@$(PIP) torch==2.13.0
 	@$(PIP) --no-deps -r tests/reference-packages.txt
 	@$(PIP) einops importlib-metadata psutil pydantic pyyaml requests tokenizers tqdm
@@ -83,5 +90,5 @@ setup-reference:
 # The newest versions that fit, for every supported Python; names and versions only. Needs uv.
 constraints:
 	@uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --extra dev --extra plan --extra track --extra web \
+		--no-emit-index-url --no-emit-find-links --extra dev --extra docs --extra plan --extra track --extra web \
 		pyproject.toml -o constraints.txt

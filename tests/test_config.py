@@ -140,7 +140,7 @@ def test_checks_hold_for_configs_that_are_read() -> None:
 
 @pytest.mark.parametrize("stage", [None, "upscaler", 3, ["clip"]])
 def test_unknown_stage(stage: Any) -> None:
-    with pytest.raises(UserError, match=r"expected one of clip, prior, .*decoder"):
+    with pytest.raises(UserError, match=r"stage is .* in the config: .*clip, prior, .*decoder"):
         recipe_from_json(recipe_to_json(toys.recipe("clip")) | {"stage": stage})
 
 

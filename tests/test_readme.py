@@ -103,9 +103,11 @@ def test_large_pictures_and_other_priors(readme: str, folder: Path) -> None:
     assert all((folder / name / "grid.png").exists() for name in ("ar", "fast"))
 
 
-def test_the_python_block(readme: str, folder: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    (folder / "block.py").write_text(code)
+def test_the_python_blocks(readme: str, folder: Path) -> None:
+    """One after another, as a reader goes on."""
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(blocks) == 2
+    (folder / "block.py").write_text("\n".join(blocks))
     _run(folder, "python block.py")
 
 
