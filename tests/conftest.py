@@ -22,7 +22,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-LONGEST = ("test_readme.py", "test_sharding.py", "test_resume.py")
+LONGEST = ("test_readme.py", "test_sharding.py", "test_resume.py", "test_docs.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -168,7 +168,7 @@ def reader(start: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = tmp_path / "reader"
     shutil.copytree(start, folder, symlinks=True)
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     package = SimpleNamespace(files=lambda name: model)
     monkeypatch.setattr("unclip_jax.training.weights.resources", package)
     monkeypatch.setattr(UnCLIP, "load", staticmethod(_load_once))
