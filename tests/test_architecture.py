@@ -55,6 +55,7 @@ SIDEWAYS = {
     ("evaluation", "pipeline"),
     ("inspection", "generation"),
     ("inspection", "interop"),
+    ("inspection", "clip_tools"),
 }
 NEVER = {"tensorflow", "clu", "joblib", "dill", "pickle", "cloudpickle"}
 ONLY_INSIDE_FUNCTIONS = {

@@ -280,6 +280,7 @@ class UnCLIP(Bundle):
         window: int | None = None,
         context: float = 2.0,
         resampling: Resampling = Resampling(),
+        blend: float = 8.0,
         prior: str = "diffusion",
         upsample: int | None = None,
     ) -> Samples:
@@ -292,8 +293,8 @@ class UnCLIP(Bundle):
         Returns:
             pictures of the photo's size, the nearest to the prompt around the mask first.
         """
-        steps = (window, resampling.resamples, resampling.jump_length)
-        edit = Inpaint(prompt, negative, *steps, context)
+        shared = (window, resampling.resamples, resampling.jump_length, blend)
+        edit = Inpaint(prompt, negative, *shared, context)
         inputs = (photo, np.asarray(mask, bool))
         return draw_edit(
             self, edit, inputs, num_images, seed, sampling, prior=prior, upsample=upsample
@@ -315,13 +316,14 @@ class UnCLIP(Bundle):
         negative: str = "",
         window: int | None = None,
         resampling: Resampling = Resampling(),
+        blend: float = 8.0,
         prior: str = "diffusion",
         upsample: int | None = None,
     ) -> Samples:
         """A photo continued by so many pixels at each side, see `Outpaint`; arguments as
         `inpaint`."""
-        steps = (window, resampling.resamples, resampling.jump_length)
-        edit = Outpaint(prompt, negative, *steps, left, right, top, bottom, zoom_out)
+        shared = (window, resampling.resamples, resampling.jump_length, blend)
+        edit = Outpaint(prompt, negative, *shared, left, right, top, bottom, zoom_out)
         return draw_edit(
             self, edit, [photo], num_images, seed, sampling, prior=prior, upsample=upsample
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unclip_jax.cli import main as command_line
 from unclip_jax.clip_tools import index as index_files
 from unclip_jax.clip_tools.array_file import pack_rows
 from unclip_jax.clip_tools.encoding import encode_pictures
@@ -328,3 +329,24 @@ def test_two_at_once_are_refused(clip: UnCLIP, folder: Path, index: Path) -> Non
 
     with RunLock(index, "--out"), pytest.raises(UserError, match=r"in use .*name another --out"):
         write_index(clip, folder, index)
+
+
+def test_inspect(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `unclip inspect` says of an index, whole and damaged."""
+
+    def inspect(*options: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as end:
+            command_line.main(["inspect", str(index), "--json", *options])
+        found = json.loads(capsys.readouterr().out)
+        assert end.value.code == bool(found["problems"])
+        return found
+
+    found = inspect("--verify")
+    assert found["kind"] == "index of pictures" and not found["problems"]
+    assert found["facts"]["pictures"] == 12 and found["facts"]["shards"] == 3
+    rows = index / "shard-00001.npy"
+    rows.write_bytes(rows.read_bytes()[:-1] + b"\0")
+    assert not inspect()["problems"]
+    assert "shard-00001.npy" in inspect("--verify")["problems"][0]
+    (index / "shard-00002.json").unlink()
+    assert "shard-00002.json" in inspect()["problems"][0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unclip_jax.bounded import read_bounded
 from unclip_jax.cli.overrides import parse
+from unclip_jax.cli.verbs import called
 from unclip_jax.errors import UserError
 from unclip_jax.files import missing
 from unclip_jax.printable import printable
@@ -53,7 +54,7 @@ def parse_verb(cls: type[T], verb: str, arguments: Sequence[str]) -> T:
         spelled.append(argument)
         if argument == "--json" and arguments[place + 1 : place + 2] not in (["True"], ["False"]):
             spelled.append("True")
-    return parse(cls, spelled, default=None, program=f"sample.py {verb}")
+    return parse(cls, spelled, default=None, program=called(verb))
 
 
 def load_clip_alone(options: ClipOptions) -> UnCLIP:
@@ -88,7 +89,7 @@ def read_photos(paths: Sequence[str]) -> Iterator[Any]:
 def check_photos(paths: Sequence[str], verb: str) -> None:
     """UserError unless there are photos and each is a file: said before a model is loaded."""
     if not paths:
-        raise UserError(f"there is no picture: sample.py {verb} photo.png ...")
+        raise UserError(f"there is no picture: {called(verb)} photo.png ...")
     for path in paths:
         if Path(path).is_dir():
             raise UserError(f"picture {path} is a folder: name a picture's file")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from unclip_jax.cli.drawing_options import DrawingOptions, sampling_of
 from unclip_jax.cli.overrides import parse
 from unclip_jax.cli.prompts import check_prompts
+from unclip_jax.cli.verbs import called
 from unclip_jax.editing.pixel_settings import Inpaint, Outpaint, PixelEdit, Upscale
 from unclip_jax.editing.settings import (
     CompareConditioning,
@@ -145,7 +146,7 @@ def edit_pictures(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb of `EDITS`; returns the exit code."""
     kind, options_of = EDITS[verb]
     spelled = [_ALIASES.get(one, one) for one in arguments]
-    options: Any = parse(options_of, spelled, default=None, program=f"sample.py {verb}")
+    options: Any = parse(options_of, spelled, default=None, program=called(verb))
     mask, options = _positional(options)
     edit = kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
     paths = [options.photo] if hasattr(options, "photo") else list(getattr(options, "photos", ()))
@@ -155,7 +156,7 @@ def edit_pictures(verb: str, arguments: Sequence[str]) -> int:
     check_prompts([text for text in texts_of(edit) if text])
     pictures = read_with_mask(paths[0], mask) if verb == "inpaint" else read_pictures(paths)
 
-    from unclip_jax.cli.progress import say
+    from unclip_jax.cli.progress import PictureProgress
     from unclip_jax.cli.runtime import prepare_jax
 
     prepare_jax()
@@ -167,7 +168,7 @@ def edit_pictures(verb: str, arguments: Sequence[str]) -> int:
     check_folder(out)
     unclip = UnCLIP.load(options.model)
     how = sampling_of(options, edit_sampling(edit, unclip.sampling))
-    say(f"{verb}: compiling, then drawing")
+    unclip.runner.on_compile = PictureProgress(0).compiling
     samples = draw_edit(
         unclip,
         edit,

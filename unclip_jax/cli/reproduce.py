@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unclip_jax.cli.edit import EDITS, read_pictures
 from unclip_jax.cli.overrides import parse
+from unclip_jax.cli.verbs import called
 from unclip_jax.errors import UserError
 from unclip_jax.files import missing
 
@@ -32,7 +33,7 @@ class FromOptions:
 
 def draw_picture_again(arguments: Sequence[str]) -> int:
     """Runs `from`; returns the exit code."""
-    options = parse(FromOptions, arguments, default=None, program="sample.py from")
+    options = parse(FromOptions, arguments, default=None, program=called("from"))
     path = Path(options.picture)
     text = read_metadata(path)
     from unclip_jax.cli.runtime import prepare_jax

@@ -12,7 +12,7 @@ from unclip_jax.cli.prompts import PromptLine, check_prompts, read_prompts
 from unclip_jax.cli.reproduce import draw_picture_again
 from unclip_jax.cli.text_options import TextOptions
 from unclip_jax.cli.text_plan import TextPlan, make_plan
-from unclip_jax.cli.verbs import SAMPLE, unknown_verb, usage
+from unclip_jax.cli.verbs import SAMPLE, called, unknown_verb, usage
 from unclip_jax.errors import UserError
 
 TOOLS = {
@@ -37,13 +37,14 @@ def main(arguments: Sequence[str]) -> int:
         return TOOLS[verb](rest)
     if verb != "text":
         return edit_pictures(verb, rest)
-    options = parse(TextOptions, rest, default=None, program="sample.py text")
+    program = called("text")
+    options = parse(TextOptions, rest, default=None, program=program)
     prompts = check_prompts(options.prompt)
     lines = [PromptLine(prompt, f"prompt {place}") for place, prompt in enumerate(prompts, 1)]
     if options.prompts is not None:
         lines += read_prompts(options.prompts)
     if not lines:
-        raise UserError('there is no prompt: sample.py text "a red apple, 3d style", or --prompts')
+        raise UserError(f'there is no prompt: {program} "a red apple, 3d style", or --prompts')
     return _draw(options, make_plan(lines, options))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax.cli.overrides import load_recipe, parse, take
+from unclip_jax.cli.verbs import called
 from unclip_jax.errors import UserError
 
 USAGE = """usage: train.py RECIPE --workdir FOLDER [--field.name VALUE ...]
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     is_print = "--print-config" in rest
     rest = [argument for argument in rest if argument != "--print-config"]
     default = load_recipe(path)
-    recipe = parse(type(default), rest, default=default, program=f"train.py {path}")
+    recipe = parse(type(default), rest, default=default, program=f"{called('train')} {path}")
     if profile is not None:
         first, sign, last = profile.partition(":")
         if not (sign and first.isdecimal() and last.isdecimal()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from unclip_jax.errors import choose
 
@@ -117,7 +119,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "inspect",
-            "what a file or folder holds: weights, run, model, data, picture",
+            "what a file or folder holds: weights, run, model, index, data, picture",
             "inspect",
             "inspect:InspectOptions",
         ),
@@ -132,6 +134,14 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 VERBS = {verb.name: verb for verbs in GROUPS.values() for verb in verbs}
 SAMPLE = {name: verb for name, verb in VERBS.items() if verb.module == "sample"}
 """Those that sample.py has too."""
+
+
+def called(verb: str) -> str:
+    """'unclip VERB', 'sample.py VERB' or 'train.py': what the user typed to come here."""
+    path = Path(sys.argv[0])
+    if path.stem == "unclip" or path.parts[-2:] == ("unclip_jax", "__main__.py"):
+        return f"unclip {verb}"
+    return "train.py" if verb == "train" else f"sample.py {verb}"
 
 
 def usage(program: str, verbs: dict[str, Verb]) -> str:

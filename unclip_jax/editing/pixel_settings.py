@@ -28,6 +28,9 @@ class Repainting:
     as many times longer; 1 is the plain sampler. A model's stage decoder_inpaint walks once."""
     jump_length: int = 5
     """Steps that it goes back at a time."""
+    blend: float = 8.0
+    """Pixels of each stage in which what was drawn passes from the photo's tone at the border to
+    its own (a screened Poisson problem); 0 leaves it as it was drawn."""
 
     def __post_init__(self) -> None:
         if self.window is not None and not 8 <= self.window <= MAX_SIDE:
@@ -35,6 +38,8 @@ class Repainting:
         for name in ("resamples", "jump_length"):
             if not 1 <= getattr(self, name) <= 100:
                 raise UserError(f"{name} is {getattr(self, name)}: give 1 to 100")
+        if not (self.blend == 0 or 1 <= self.blend <= 64):  # nan is neither
+            raise UserError(f"blend is {self.blend}: give 1 to 64 pixels, or 0 for none")
 
 
 @dataclass(frozen=True)

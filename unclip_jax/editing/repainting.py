@@ -22,6 +22,7 @@ from unclip_jax.editing.canvas import (
 )
 from unclip_jax.editing.facts import edit_facts
 from unclip_jax.editing.job import Job, clip_squares, ranked, unit
+from unclip_jax.editing.joining import join
 from unclip_jax.editing.masks import check_mask
 from unclip_jax.editing.pixel_settings import Inpaint, Outpaint
 from unclip_jax.errors import UserError
@@ -191,11 +192,10 @@ def _paint(
     """[N, H, W, 3] uint8, the result of every candidate."""
     images = np.repeat(canvas.picture[None], len(candidates), axis=0)
     known = canvas.known.copy()
-    resampling = Resampling(edit.jump_length, edit.resamples)
     for number, window in enumerate(canvas.windows):
         rows, columns = window.place
         crops, here = images[:, rows, columns], known[rows, columns]
-        drawn = _draw_window(job, canvas.sizes, crops, here, wish, resampling, candidates, number)
+        drawn = _draw_window(job, edit, canvas.sizes, crops, here, wish, candidates, number)
         images[:, rows, columns] = np.where(here[..., None], crops, drawn)
         known[rows, columns] = True
     return images[:, *canvas.result]
@@ -203,11 +203,11 @@ def _paint(
 
 def _draw_window(
     job: Job,
+    edit: Inpaint | Outpaint,
     sizes: list[int],
     crops: np.ndarray,
     known: np.ndarray,
     wish: Wish,
-    resampling: Resampling,
     candidates: np.ndarray,
     number: int,
 ) -> np.ndarray:
@@ -221,11 +221,12 @@ def _draw_window(
         wish.texts,
         job.keys(candidates, first + 1),
         job.sampling,
-        resampling,
+        Resampling(edit.jump_length, edit.resamples),
         negative=wish.negative,
         negative_embeddings=wish.negative_embeddings,
         as_float=bool(sizes),
     )
+    drawn = _joined(drawn, keep, edit)
     for stage, size in enumerate(sizes, 2):
         side *= 4
         picture, keep = _at_side(crops, known, side)
@@ -238,7 +239,16 @@ def _draw_window(
             keep=keep,
             as_float=size != sizes[-1],
         )
-    return np.stack([resize_square(one, len(known)) for one in drawn])
+        drawn = _joined(drawn, keep, edit)
+    if side == len(known):
+        return drawn
+    drawn = np.stack([resize_square(one, len(known)) for one in drawn])
+    return _joined(np.where(known[..., None], crops, drawn), known[None, ..., None], edit)
+
+
+def _joined(drawn: np.ndarray, keep: np.ndarray, edit: Inpaint | Outpaint) -> np.ndarray:
+    """See `join`; keep [N, H, W, 1] bool, the same of all."""
+    return join(drawn, keep[0, ..., 0], reach=edit.blend) if edit.blend else drawn
 
 
 def _at_side(crops: np.ndarray, known: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -110,6 +110,10 @@ def _folder(path: Path, verify: bool) -> Finding:
             return folders.look_at_checkpoint(path, verify)
         if {"made_of", "finished"} <= keys:
             return folders.look_at_store(path, verify)
+    if (path / "index.json").is_file() and "clip_id" in _keys(path / "index.json"):
+        from unclip_jax.inspection.indexes import look_at_index
+
+        return look_at_index(path, verify)
     from unclip_jax.inspection.tensors import content_of, has_weights, look_at_weights
 
     if has_weights(path):
