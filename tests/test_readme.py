@@ -1,6 +1,7 @@
 """The README's commands, run as they are written, in an empty folder.
 
-Only what would take minutes is shortened: training on one's own pictures gets two small steps.
+Only what would take minutes is shortened: training gets two steps, and a decoder two levels, since
+compiling all of it takes a minute each time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import pytest
 from PIL import Image
 
 from tests.interop.tiny_karlo import write_tiny_karlo
+
+TWO_LEVELS = (
+    " --model.unet.depth 1 --model.unet.channel-mult 1 2 --model.unet.attention-resolutions 16"
+)
 
 
 def _blocks(text: str) -> list[str]:
@@ -113,7 +118,7 @@ def test_the_python_blocks(readme: str, folder: Path) -> None:
 
 def test_training_continues_where_it_stopped(readme: str, folder: Path) -> None:
     command = _one(readme, "python train.py configs/emoji/decoder.py --workdir runs/d --steps")
-    shorter = command.replace("--steps 20", "--steps 2") + " --batch-size 16"
+    shorter = command.replace("--steps 20", "--steps 2") + f" --batch-size 16{TWO_LEVELS}"
     assert "--steps 20" in command
     _run(folder, shorter)
     assert (folder / "runs/d/samples/step_0000002.png").exists()
@@ -127,7 +132,8 @@ def test_ones_own_pictures(readme: str, folder: Path) -> None:
     lines = [command for command in _commands(readme) if "--data.source PICTURES" in command]
     assert len(lines) == 3
     for line in lines:
-        _run(folder, line + " --steps 2 --batch-size 4")
+        levels = TWO_LEVELS if "decoder" in line else ""
+        _run(folder, f"{line} --steps 2 --batch-size 4{levels}")
     (sample,) = re.findall(r"`(python sample\.py text [^`]*--model [^`]*)`", readme)
     _run(folder, sample + " --num-images 1 --steps 2 --prior-steps 2 --out own")
     assert (folder / "own" / "grid.png").exists()

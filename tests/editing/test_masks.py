@@ -118,6 +118,7 @@ WRONG = {
     ),
     "an empty window": (["inpaint", "photo.png", "gray.png", "--window", "0"], "window is 0"),
     "many resamples": (["inpaint", "photo.png", "gray.png", "--resamples", "999"], "999: give 1"),
+    "a blend": (["inpaint", "photo.png", "gray.png", "--blend", "0.5"], "blend is 0.5: give 1 to"),
     "nothing to add": (["outpaint", "photo.png"], "nothing is to be added: give --left"),
     "less than nothing": (["outpaint", "photo.png", "--left", "-3"], "left is -3: give 0 to"),
     "zooming in": (["outpaint", "photo.png", "--zoom-out", "0.5"], "zoom_out is 0.5: give 1"),

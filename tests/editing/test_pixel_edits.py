@@ -170,7 +170,7 @@ def test_candidates_do_not_depend_on_each_other_and_come_best_first(small: UnCLI
     [
         Inpaint("a red apple", resamples=2, jump_length=1),
         Inpaint(resamples=1, window=30),
-        Outpaint(right=13, top=2, resamples=1),
+        Outpaint(right=13, top=2, resamples=1, blend=3.0),
         Upscale(),
     ],
 )

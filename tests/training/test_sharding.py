@@ -15,14 +15,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.training import toys
-from tests.training.sharded_run import DALLE2, MESHES, STEPS
+from tests.training.sharded_run import DALLE2, MESHES, STEPS, meshes_of
 from unclip_jax.config import MeshConfig
 from unclip_jax.errors import UserError
 from unclip_jax.training.loop import train
 from unclip_jax.training.recipe import STAGES
 from unclip_jax.training.sharding import _shard_largest, infer_shardings, make_mesh
 
-OTHERS = tuple(name for name in MESHES if name != "1x1")
+OTHERS = [(stage, mesh) for stage in STAGES for mesh in meshes_of(stage) if mesh != "1x1"]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[st
     return json.loads(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", OTHERS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "mesh"), OTHERS)
 def test_every_model_trains_as_on_one_device(stage: str, mesh: str, found: dict[str, Any]) -> None:
     """CLIP's global contrast, convolutions with split kernels, the priors: every metric."""
     one, eight = found["rows"][stage]["1x1"], found["rows"][stage][mesh]
