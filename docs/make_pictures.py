@@ -19,6 +19,7 @@ from PIL import Image
 from unclip_jax import SamplingConfig, UnCLIP
 from unclip_jax.config import DataConfig
 from unclip_jax.data.images import decode_image, make_grid, resize_and_crop
+from unclip_jax.data.scenes import SceneSource, draw_scene
 from unclip_jax.data.tfds_source import EmojiSource
 from unclip_jax.diffusion.process import q_sample
 from unclip_jax.diffusion.schedule import make_schedule
@@ -55,6 +56,12 @@ def noising(unclip: UnCLIP) -> None:
     noise = np.random.default_rng(0).standard_normal((len(t), *x0.shape), np.float32)
     noisy = q_sample(chain, jnp.broadcast_to(x0, noise.shape), jnp.asarray(t), jnp.asarray(noise))
     strip("noising", np.asarray((jnp.clip(noisy, -1, 1) + 1) * 127.5).round().astype(np.uint8))
+
+
+def scenes(unclip: UnCLIP) -> None:
+    """The first scenes of the split train."""
+    source = SceneSource(DataConfig(source="scenes"))
+    strip("scenes", [draw_scene(source.scene(number), 64) for number in range(40)], 10)
 
 
 def previews(unclip: UnCLIP) -> None:
@@ -158,6 +165,7 @@ def upscale(unclip: UnCLIP) -> None:
 
 DRAWN: tuple[Callable[[UnCLIP], None], ...] = (
     noising,
+    scenes,
     previews,
     guidance,
     vary,

@@ -28,14 +28,16 @@ class DataConfig:
     """Where (picture, caption) pairs come from, and how they are read."""
 
     source: str = "emoji"
-    """'emoji', a folder of pictures with captions, a pattern of tar shards, or 'tfds:FOLDER' of an
-    ArrayRecord data set."""
+    """'emoji', 'scenes' composed of them, a folder of pictures with captions, a pattern of tar
+    shards, or 'tfds:FOLDER' of an ArrayRecord data set."""
     split: str = "train"
-    """Of 'emoji' (train, test, test_cells) or of a TFDS data set; others have only 'train'."""
+    """Of 'emoji' and 'scenes' (train, test, test_cells) or of a TFDS data set; others have only
+    'train'."""
     image_size: int = 64
     """Side of the square training picture in pixels."""
     concepts: tuple[str, ...] = ()
-    """Emoji only (other sources ignore it): the base concepts to keep, by name; empty keeps all."""
+    """Emoji and scenes only (other sources ignore it): the base concepts to keep, by name; empty
+    keeps all."""
     variants: bool = False
     """Emoji only: also the pictures with a skin tone. The default yellow ones and both genders of a
     role ("woman astronaut") are always in."""

@@ -24,8 +24,8 @@ from typing import IO
 from unclip_jax.data.images import decode_image, encode_png
 
 
-def render_svg(svg: str, size: int) -> bytes:
-    """Draw a document whose outer width and height are written SIZE on white.
+def render_svg(svg: str, size: int, background: str = "#ffffff") -> bytes:
+    """Draw a document whose outer width and height are written SIZE on a colour.
 
     Returns:
         An RGB PNG of size × size pixels; the same bytes each time.
@@ -34,7 +34,7 @@ def render_svg(svg: str, size: int) -> bytes:
 
     svg = svg.replace('width="SIZE" height="SIZE"', f'width="{size}" height="{size}"', 1)
     # Fonts are skipped because what is installed must not change the picture; no icon has text.
-    drawn = resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True)
+    drawn = resvg_py.svg_to_bytes(svg_string=svg, background=background, skip_system_fonts=True)
     return encode_png(decode_image(drawn, name="drawing"))
 
 

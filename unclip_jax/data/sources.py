@@ -5,6 +5,7 @@ from __future__ import annotations
 from unclip_jax.config import DataConfig
 from unclip_jax.data.folder_source import FolderSource
 from unclip_jax.data.records import Record, Source
+from unclip_jax.data.scenes import SceneSource
 from unclip_jax.data.tar_source import TarSource
 from unclip_jax.data.tfds_source import EmojiSource, TfdsSource
 from unclip_jax.errors import UserError
@@ -20,6 +21,8 @@ def open_source(config: DataConfig) -> Source:
     """
     if config.source == "emoji":
         return EmojiSource(config)
+    if config.source == "scenes":
+        return SceneSource(config)
     if config.source.startswith("tfds:"):
         return TfdsSource(config)
     if config.split != "train":

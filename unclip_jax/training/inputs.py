@@ -50,6 +50,9 @@ from unclip_jax.training.recipes.upsampler import UpsamplerRecipe
 from unclip_jax.training.run_folder import check_same_run
 from unclip_jax.training.weights import Stage, load_clip
 
+CORPUS = 20_000
+"""Records whose captions a tokenizer is trained on, at most: all are read once before the run."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -210,8 +213,9 @@ def _tokenize(recipe: Recipe, inputs: Inputs) -> Tokenize:
 
 
 def _all_captions(source: Source, bad: BadRecords) -> Iterator[str]:
-    """Of every record that can be read."""
-    for index in range(len(source)):
+    """Of the records that can be read, evenly spaced if there are more than `CORPUS`."""
+    count = min(len(source), CORPUS)
+    for index in (place * len(source) // count for place in range(count)):
         try:
             yield from all_captions(read_record(source, index).captions)
         except BadImage as error:
