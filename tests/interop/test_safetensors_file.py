@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from tests.interop.torch_files import program, tensor_program, write_archive
+from tests.room import no_room
 from unclip_jax.errors import UserError
 from unclip_jax.interop.open_file import find_weights, open_file
 from unclip_jax.interop.safetensors_file import (
@@ -280,3 +282,20 @@ def test_safetensors_is_told_by_its_content(tmp_path: Path) -> None:
     text = program(tensor_program((1,), (1,), count=1))
     write_archive(tmp_path / "b.bin", text, {"0": FOUR})
     assert open_file(tmp_path / "b.bin").kind == "torch"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
+    """The file of before, nothing half-written, and one line."""
+    path, arrays = tmp_path / "weights", {"a": np.ones((100, 100), np.float32)}
+    path.write_bytes(b"before")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    write: Callable[[], None] = {
+        "torch": lambda: write_torch_archive(path, from_arrays(arrays)),
+        "safetensors": lambda: write_safetensors(
+            path, shapes, arrays.items(), np.dtype(np.float32)
+        ),
+    }[kind]
+    with no_room(5000), pytest.raises(UserError, match=r"cannot write .*weights .File too large"):
+        write()
+    assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["weights"]

@@ -244,6 +244,7 @@ def _is_countable(icon: Icon) -> bool:
     """Names, signs and what is a plural already have no number; 'two women judges' is too hard."""
     label = icon.entry.label
     is_plain = label.replace(" ", "").replace("-", "").isalpha() and label.islower()
+    is_plain = is_plain and not {"and", "in", "of", "on", "with"} & set(label.split())
     is_thing = icon.entry.group not in ("symbols", "flags", "people & body")
     return is_plain and is_thing and not label.endswith("s")
 

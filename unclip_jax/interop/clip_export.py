@@ -16,6 +16,7 @@ import numpy as np
 
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.interop.clip_keys import hf_key_map, openai_key_map
 from unclip_jax.interop.clip_state_dict import OPENAI_HEAD_WIDTH
 from unclip_jax.interop.safetensors_file import write_safetensors
@@ -273,4 +274,4 @@ def _save(tensors: Tensors, path: Path) -> None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -13,6 +13,7 @@ import numpy as np
 
 from unclip_jax.config import Dtype
 from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.files import write_whole
 from unclip_jax.interop.key_map import KeyMap
 from unclip_jax.interop.safetensors_file import write_safetensors
 from unclip_jax.interop.tensors import Tensors
@@ -91,7 +92,7 @@ class ForeignModel:
         for name, foreign in self.stages.items():
             foreign.write(folder / name, self._tokenizer(name), self.clip.clip_id, dtype)
         text = json.dumps(self.sampling, indent=1) + "\n"
-        (folder / "sampling.json").write_text(text, encoding="utf-8")
+        write_whole(folder / "sampling.json", text.encode())
 
     def only(self, names: set[str]) -> ForeignModel:
         """The same with fewer stages."""

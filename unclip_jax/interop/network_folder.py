@@ -23,6 +23,7 @@ from flax import linen as nn
 from unclip_jax.bounded import read_json
 from unclip_jax.config import Dtype, from_dict, to_dict
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.interop.adm import ADMFormat
 from unclip_jax.interop.adm_networks import ADM, ADMConfig
 from unclip_jax.interop.glide import glide_shapes
@@ -74,7 +75,7 @@ class ForeignNetwork:
             "config": to_dict(self.config),
         }
         text = json.dumps(data, indent=1) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
+        write_whole(folder / "config.json", text.encode())
 
 
 def check_network_folder(folder: Path) -> None:

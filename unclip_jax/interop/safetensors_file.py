@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import whole_file
 from unclip_jax.interop.tensors import Tensor, Tensors
 
 _DTYPES = {
@@ -140,22 +141,18 @@ def write_safetensors(
         header = {"__metadata__": dict(metadata), **header}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial, left = path.with_name(path.name + ".partial"), set(order)
-    try:
-        with partial.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name, array in arrays:
-                if tuple(array.shape) != tuple(shapes[name]):
-                    raise ValueError(f"{name} has shape {array.shape}, not {shapes[name]}")
-                left.remove(name)
-                file.seek(8 + len(text) + offsets[name])
-                file.write(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
-            if left:
-                raise ValueError(f"{len(left)} arrays were not given, {min(left)} among them")
-            file.truncate(8 + len(text) + start)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    left = set(order)
+    with whole_file(path) as scratch, open(scratch, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, array in arrays:
+            if tuple(array.shape) != tuple(shapes[name]):
+                raise ValueError(f"{name} has shape {array.shape}, not {shapes[name]}")
+            left.remove(name)
+            file.seek(8 + len(text) + offsets[name])
+            file.write(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
+        if left:
+            raise ValueError(f"{len(left)} arrays were not given, {min(left)} among them")
+        file.truncate(8 + len(text) + start)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

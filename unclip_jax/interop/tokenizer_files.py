@@ -15,6 +15,7 @@ from unclip_jax.bounded import read_json
 from unclip_jax.data import bpe
 from unclip_jax.data.tokenizer import CLIP_VOCAB_SIZE, Tokenizer, clip_tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.models.clip import CLIPConfig
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -116,7 +117,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     }
     for name in TOKENIZER_FILES:
         # Bytes: newlines stay what they are on every system.
-        (folder / name).write_bytes((contents[name] + "\n").encode("utf-8"))
+        write_whole(folder / name, (contents[name] + "\n").encode())
 
 
 def _vocabulary(merges: tuple[bpe.Merge, ...]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import whole_file
 from unclip_jax.interop.restricted_pickle import Refused, read_pickle, walk
 from unclip_jax.interop.tensors import Tensor, Tensors
 from unclip_jax.interop.torch_globals import TorchVocabulary
@@ -85,25 +86,20 @@ def write_torch_archive(path: Path, tree: Any) -> None:
     """
     program = _Program()
     program.put(tree)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            entries = {
-                "data.pkl": program.finished(),
-                "byteorder": sys.byteorder.encode(),
-                "version": b"3\n",
-            }
-            for name, content in entries.items():
-                archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
-            for number, tensor in enumerate(program.tensors):
-                content = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
-                info = zipfile.ZipInfo(f"archive/data/{number}")
-                with archive.open(info, "w", force_zip64=True) as entry:
-                    entry.write(content.data)
-                del content  # or it and the next one are in memory together
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as archive:
+        entries = {
+            "data.pkl": program.finished(),
+            "byteorder": sys.byteorder.encode(),
+            "version": b"3\n",
+        }
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
+        for number, tensor in enumerate(program.tensors):
+            content = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
+            info = zipfile.ZipInfo(f"archive/data/{number}")
+            with archive.open(info, "w", force_zip64=True) as entry:
+                entry.write(content.data)
+            del content  # or it and the next one are in memory together
 
 
 class _Program:

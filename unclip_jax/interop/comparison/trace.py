@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from unclip_jax.errors import UserError
+from unclip_jax.files import whole_file
 from unclip_jax.interop.tensors import Tensors
 
 FORMAT = 2
@@ -67,10 +68,8 @@ def save_trace(trace: Trace, path: Path) -> None:
     numbered: dict[str, Any] = {
         f"a{number}": array for number, array in enumerate(trace.arrays.values())
     }
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as scratch, open(scratch, "wb") as file:
         np.savez_compressed(file, header=text, **numbered)
-    partial.replace(path)
 
 
 def load_trace(path: Path, kind: str) -> Trace:

@@ -21,6 +21,7 @@ import numpy as np
 from unclip_jax.bounded import read_json
 from unclip_jax.config import Dtype, from_dict, to_dict
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.interop.dalle2_pytorch import prior as priors
 from unclip_jax.interop.dalle2_pytorch import unet as unets
 from unclip_jax.interop.dalle2_pytorch.decoder import Decoder, export_decoder
@@ -165,7 +166,7 @@ def save_dalle2(
         "config": to_dict(network.config),
     }
     text = json.dumps(data, indent=1) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "config.json", text.encode())
 
 
 def load_dalle2(folder: str | Path) -> ImportedPrior | Decoder:

@@ -25,6 +25,7 @@ import numpy as np
 
 from unclip_jax.config import Dtype
 from unclip_jax.errors import UserError
+from unclip_jax.files import write_whole
 from unclip_jax.interop.clip_export import export_hf_clip
 from unclip_jax.interop.clip_keys import hf_key_map
 from unclip_jax.interop.clip_stage import clip_config
@@ -334,4 +335,4 @@ def _prepare(folder: Path) -> None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
