@@ -114,7 +114,10 @@ def test_perfect_model() -> None:
     assert cells.label_chance_r1 == (1 + 2 + 2 + 1) / 16  # pictures 6 and 7 share their label
     prior = result.prior
     assert prior.cosine == prior.cosine_one_draw == prior.cosine_text == prior.r1 == 1.0
-    assert prior.cosine_other == prior.cosine_pictures == 0.0
+    assert prior.cosine_other == prior.cosine_pictures == prior.cosine_other_text == 0.0
+    assert prior.cosine_to_text == 1.0 and prior.cosine_gain == 0.0
+    assert prior.intervals["cosine"] == (1.0, 1.0)
+    assert prior.intervals["r1"] == pytest.approx((0.51, 1.0), abs=0.01)  # Wilson, 4 of 4
     true, unguided, guided = result.decoder.scores
     assert (true.guidance, unguided.guidance, guided.guidance) == (None, 1.0, 3.0)
     assert true.caption_r1 == guided.caption_r1 == guided.style_r1 == guided.thing_r1 == 1.0
@@ -160,6 +163,8 @@ def test_files(tmp_path: Path) -> None:
     assert data["steps"] == {"clip": 1, "prior": 2, "decoder": 3}
     assert "| thing 1, twemoji style | 0/4 | 4/4 |" in text
     assert "| test_cells | 4 | 4 | 100.0 % |" in text
+    assert "| text embedding itself | 1.000 (1.000 to 1.000) | 100.0 % (51.0 to 100.0) |" in text
+    assert set(data["prior"]["intervals"]) < set(data["prior"])
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert save_evaluation(tmp_path / "again", *run(Oracle())) == text

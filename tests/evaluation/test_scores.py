@@ -7,6 +7,7 @@ import pytest
 
 from unclip_jax.evaluation.scores import (
     chance_at_1,
+    other_cosines,
     own_is_first,
     paired_cosine,
     ranks,
@@ -76,6 +77,8 @@ def test_cosines() -> None:
     products = a @ b.T
     others = products[~np.eye(3, dtype=bool)]
     assert unpaired_cosine(a, b) == pytest.approx(others.mean())
+    wanted = [(products[0, 1] + products[0, 2]) / 2, (products[1, 0] + products[1, 2]) / 2]
+    assert other_cosines(a, b)[:2] == pytest.approx(wanted)
     assert unpaired_cosine(np.eye(4), np.eye(4)) == pytest.approx(0)
     with pytest.raises(ValueError, match="other row"):
         unpaired_cosine(a[:1], b[:1])

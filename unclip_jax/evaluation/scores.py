@@ -81,7 +81,16 @@ def unpaired_cosine(a: np.ndarray, b: np.ndarray) -> float:
     Args:
         a, b: [N, E] float, unit norm, N at least 2.
     """
+    return float(np.mean(other_cosines(a, b)))
+
+
+def other_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[N] mean cosine of row i of one with the rows j ≠ i of the other.
+
+    Args:
+        a, b: [N, E] float, unit norm, N at least 2.
+    """
     count = len(a)
     if count < 2:
         raise ValueError("one row has no other row")
-    return float((np.sum(a.sum(axis=0) * b.sum(axis=0)) - np.sum(a * b)) / (count * (count - 1)))
+    return (a @ b.sum(axis=0) - np.sum(a * b, axis=-1)) / (count - 1)

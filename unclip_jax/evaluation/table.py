@@ -70,25 +70,33 @@ def _retrieval(splits: Sequence[dict[str, Any]]) -> list[str]:
 
 def _prior(prior: dict[str, Any]) -> list[str]:
     count = prior["num_candidates"]
+
+    def cosine(name: str) -> str:
+        low, high = prior["intervals"][name]
+        return f"{prior[name]:.3f} ({low:.3f} to {high:.3f})"
+
+    def percent(name: str) -> str:
+        low, high = prior["intervals"][name]
+        return f"{_percent(prior[name])} ({100 * low:.1f} to {100 * high:.1f})"
+
     head = ("query", "cosine to the true image embedding", f"R@1 of {prior['pictures']} pictures")
     rows = [
-        (f"prior, best of {count}", _cosine(prior["cosine"]), _percent(prior["r1"])),
-        (
-            "prior, one draw",
-            _cosine(prior["cosine_one_draw"]),
-            _percent(prior["r1_one_draw"]),
-        ),
-        ("text embedding itself", _cosine(prior["cosine_text"]), _percent(prior["r1_text"])),
+        (f"prior, best of {count}", cosine("cosine"), percent("r1")),
+        ("prior, one draw", cosine("cosine_one_draw"), percent("r1_one_draw")),
+        ("text embedding itself", cosine("cosine_text"), percent("r1_text")),
         (
             "another picture",
-            _cosine(prior["cosine_pictures"]),
+            cosine("cosine_pictures"),
             f"{_percent(prior['chance_r1'])} (chance)",
         ),
     ]
     meaning = (
-        f"On `{prior['split']}`, {prior['steps']} steps, guidance {prior['guidance']:g}. Prior "
-        f"output and another picture: {_cosine(prior['cosine_other'])}. Two prior outputs for the "
-        f"same caption: {_cosine(prior['cosine_seeds'])}."
+        f"On `{prior['split']}`, {prior['steps']} steps, guidance {prior['guidance']:g}; in "
+        "brackets 95 % intervals over the pictures. Prior output and another picture: "
+        f"{cosine('cosine_other')}. Two prior outputs for the same caption: "
+        f"{cosine('cosine_seeds')}. Prior output and its own caption: {cosine('cosine_to_text')}, "
+        f"which is {cosine('cosine_gain')} more than the true picture has; and another caption: "
+        f"{cosine('cosine_other_text')}."
     )
     return [
         "## Prior",
@@ -160,7 +168,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _cosine(value: float) -> str:
-    return f"{value:.3f}"
