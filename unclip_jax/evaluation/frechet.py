@@ -11,13 +11,22 @@ of 300 are 100 apart. Its N stands beside it; for small N there is `kernel_dista
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from unclip_jax.evaluation.intervals import Estimate, jackknife_error, normal_interval
-from unclip_jax.evaluation.moments import Moments, moments_of, without
+from unclip_jax.evaluation.moments import (
+    Moments,
+    moments_of,
+    stream_moments,
+    without,
+)
 
 GROUPS = 10
 """Of each sample, left out one at a time for the error of FID."""
+BLOCK = 4096
+"""Rows in float64 at a time."""
 
 
 def square_root(matrix: np.ndarray) -> np.ndarray:
@@ -60,7 +69,7 @@ def fid(generated: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> Estima
     if min(len(generated), len(real)) < 3:
         raise ValueError(f"FID of {len(generated)} and {len(real)} rows: need three or more")
     generated, real = _in_their_span(generated, real)
-    a, b = moments_of(generated), moments_of(real)
+    a, b = stream_moments(_blocks(generated)), stream_moments(_blocks(real))
     root_a, root_b = square_root(a.covariance), square_root(b.covariance)
     value = frechet_distance(a, b, root_a)
     less_a = [frechet_distance(b, part, root_b) for part in _leave_out(generated, a, groups)]
@@ -72,13 +81,17 @@ def fid(generated: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> Estima
 def _in_their_span(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fewer rows than features: the same distance in the space that the rows span, which is less
     work by the third power."""
+    if len(a) + len(b) >= a.shape[1] or a.shape[1] != b.shape[1]:
+        return a, b
     rows = np.concatenate([a, b]).astype(np.float64)
-    if len(rows) >= rows.shape[1]:
-        return rows[: len(a)], rows[len(a) :]
     rows -= rows.mean(axis=0)
-    basis = np.linalg.qr(rows.T)[0]
-    rows = rows @ basis
+    rows = rows @ np.linalg.qr(rows.T)[0]
     return rows[: len(a)], rows[len(a) :]
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces of a few thousand: all of them in float64 would be twice the features."""
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
 
 def _leave_out(rows: np.ndarray, whole: Moments, groups: int) -> list[Moments]:

@@ -78,7 +78,8 @@ def cmmd(generated: np.ndarray, real: np.ndarray) -> Estimate:
         generated, real: [N, E] and [M, E] float, made unit norm here.
     """
     found = biased_mmd(kernel_sums(_unit(generated), _unit(real), gaussian_kernel))
-    return Estimate(*(CMMD_SCALE * value for value in (found.value, found.low, found.high)))
+    # Never negative, so neither is the end of its interval.
+    return Estimate(*(CMMD_SCALE * max(0.0, value) for value in vars(found).values()))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
