@@ -17,6 +17,7 @@ import numpy as np
 from unclip_jax.bounded import open_regular
 from unclip_jax.data.images import encode_png, make_grid, save_png
 from unclip_jax.data.picture_manifest import (
+    GRID,
     Entry,
     ManifestAppender,
     facts_key,
@@ -77,8 +78,8 @@ class Samples:
                 writer.add(*one)
         write_manifest(folder, (lines[name] for name in names))
         grid = make_grid(self.images, columns or min(8, len(self.images)))
-        save_png(folder / "grid.png", grid)
-        return [folder / name for name in (*names, "grid.png")]
+        save_png(folder / GRID, grid)
+        return [folder / name for name in (*names, GRID)]
 
 
 class PictureWriter:

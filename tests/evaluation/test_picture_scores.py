@@ -263,3 +263,11 @@ def test_emoji_are_brought_to_the_side_of_the_generated(monkeypatch: pytest.Monk
         ("test_cells", 16),
         ("test", 1024),
     ]
+
+
+def test_the_grid_of_a_folder_of_samples_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path / "out", 0, count=3)
+    save_png(tmp_path / "out" / "grid.png", np.zeros((8, 8, 3), np.uint8))
+    assert "grid.png" in folder_of(tmp_path / "out").names  # of whatever origin
+    (tmp_path / "out" / "manifest.jsonl").write_text("")
+    assert folder_of(tmp_path / "out").names == ("000.png", "001.png", "002.png")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from unclip_jax.pipeline import UnCLIP
     from unclip_jax.training.stop_requests import StopRequests
 
-GRID = "grid.png"
 GRID_ROWS = 64
 """Prompts that are in the grid; more would make a picture that nobody can open."""
 
@@ -138,7 +137,7 @@ def _open(plan: TextPlan, options: TextOptions, out: Any) -> _Job:
     """Load the model, and see what is there: the first host looks for all."""
     import numpy as np
 
-    from unclip_jax.data.picture_manifest import NAME
+    from unclip_jax.data.picture_manifest import GRID, NAME
     from unclip_jax.data.provenance import facts_text
     from unclip_jax.files import check_folder
     from unclip_jax.pipeline import UnCLIP
@@ -247,7 +246,7 @@ def _finish(job: _Job, drawn: float) -> str:
         drawn: the moment when the last picture was there.
     """
     from unclip_jax.data.images import save_png
-    from unclip_jax.data.picture_manifest import write_manifest
+    from unclip_jax.data.picture_manifest import GRID, write_manifest
     from unclip_jax.samples import OTHER
 
     output, count = job.output, len(job.output.names)

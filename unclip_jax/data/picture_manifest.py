@@ -20,6 +20,8 @@ from unclip_jax.data.provenance import utf8_json, whole_facts
 from unclip_jax.files import not_written, write_whole
 
 NAME = "manifest.jsonl"
+GRID = "grid.png"
+"""All pictures of a folder, or the first, side by side; none of them."""
 MAX_LINE = 1_000_000
 """Bytes; longer ones are not ours."""
 _OWN = ("path", "sha256", "metadata", "score")

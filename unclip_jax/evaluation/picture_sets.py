@@ -13,6 +13,8 @@ from unclip_jax.config import DataConfig
 from unclip_jax.data.emoji_splits import SPLITS
 from unclip_jax.data.folder_source import list_pictures
 from unclip_jax.data.images import decode_image, picture_bytes, resize_and_crop
+from unclip_jax.data.picture_manifest import GRID
+from unclip_jax.data.picture_manifest import NAME as MANIFEST
 from unclip_jax.data.records import PICTURES
 from unclip_jax.data.sources import open_source
 from unclip_jax.errors import UserError, choose
@@ -73,7 +75,7 @@ def open_pictures(given: str, option: str, side: int | None = None) -> PictureSe
         raise UserError(
             f"{option} {given!r} is no folder: give one with pictures, or emoji:test_cells"
         )
-    names = list_pictures(folder)
+    names = [name for name in list_pictures(folder) if not _is_grid(folder / name)]
     if not names:
         raise UserError(f"{option} {given!r}: no pictures ({', '.join(PICTURES)}) in there")
 
@@ -81,6 +83,11 @@ def open_pictures(given: str, option: str, side: int | None = None) -> PictureSe
         return picture_bytes(folder / names[row], name=names[row])
 
     return PictureSet(printable(given), tuple(names), read, None)
+
+
+def _is_grid(path: Path) -> bool:
+    """All pictures of a folder of samples side by side: none of them."""
+    return path.name == GRID and path.with_name(MANIFEST).is_file()
 
 
 def _open_emoji(given: str, option: str, side: int) -> PictureSet:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip_jax.bounded import read_json
+from unclip_jax.data.picture_manifest import GRID
 from unclip_jax.errors import UserError, nearest
 from unclip_jax.files import missing
 from unclip_jax.inspection.findings import Finding
@@ -135,7 +136,7 @@ def _any_folder(path: Path, content: str) -> Finding:
             suffix = Path(entry.name).suffix.lower()
             counts[suffix or "without an ending"] += 1
             size += entry.stat(follow_symlinks=False).st_size
-            if suffix == ".png" and entry.name != "grid.png":
+            if suffix == ".png" and entry.name != GRID:
                 first = min(first or entry.name, entry.name)
     if not counts:
         raise UserError(f"{path} is empty: name a file, or a folder with something in it")
