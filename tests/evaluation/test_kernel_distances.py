@@ -106,9 +106,9 @@ def test_subsets() -> None:
     error = found.deviation / np.sqrt(200)
     assert found.mean == pytest.approx(kid(x, y).value, abs=4 * error)
     assert found == subset_kid(x, y, subsets=200, size=20)
-    # All rows of both, in another order.
-    whole = subset_kid(x[:50], y, subsets=2)
-    assert whole.size == 50 and whole.deviation == pytest.approx(0, abs=1e-9)
+    # All rows of both: one subset, which is all pairs.
+    whole = subset_kid(x[:50], y)
+    assert (whole.size, whole.subsets) == (50, 1) and whole.deviation == pytest.approx(0, abs=1e-9)
     assert whole.mean == pytest.approx(kid(x[:50], y).value)
 
 

@@ -119,6 +119,7 @@ def test_pictures_without_partners_are_not_paired(tmp_path: Path) -> None:
     write(tmp_path / "b", 1, 20)
     report = measure(tmp_path / "a", tmp_path / "b")
     assert not report.paired and report.train is None
+    assert "100 subsets of 20" in report_to_markdown(report)
     assert {score.features for score in report.scores} == {"inception", "clip"}
     assert measure(tmp_path / "b", tmp_path / "a").paired  # each of the 20 has one
 
@@ -131,7 +132,7 @@ def test_files(tmp_path: Path) -> None:
     assert text == (tmp_path / "new" / "out" / "evaluation.md").read_text()
     data = json.loads((tmp_path / "new" / "out" / "evaluation.json").read_text())
     assert data["scores"][0]["name"] == "FID" and data["num_real"] == 24
-    assert data["kid_of_subsets"]["size"] == 24
+    assert data["kid_of_subsets"]["size"] == 24 and "as its authors" not in text
     table = next(iter(re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)))
     assert {line.count("|") for line in table.splitlines()} == {6}
     assert len(table.splitlines()) == 2 + len(report.scores)

@@ -56,9 +56,10 @@ def subset_kid(
     size: int = SUBSET_SIZE,
 ) -> SubsetKID:
     """KID as its authors estimate it: the mean over subsets of `size` rows of each, drawn without
-    repetition; of all rows where a sample has fewer.
+    repetition; of all rows where a sample has fewer, and once where both have no more than that.
     """
     size = min(size, len(generated), len(real))
+    subsets = 1 if size == len(generated) == len(real) else subsets
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(subsets):

@@ -49,7 +49,7 @@ def report_to_markdown(report: PictureReport) -> str:
         lines.append(
             f"| {score.name} | {score.features} | {score.value:.3f} | {interval} | {meaning} |"
         )
-    if report.kid_of_subsets:
+    if report.kid_of_subsets.get("subsets", 0) > 1:
         part = report.kid_of_subsets
         subsets = (
             f"KID × 1000 as its authors estimate it: {part['mean']:.3f} ± {part['deviation']:.3f} "
