@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,18 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
-)
+KEPT = Path(__file__).parent.parent / ".pytest_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Dozens of processes import JAX: 4 seconds each from its source, 2 from its bytecode. Who wants
+# none in the tree gets it beside the compiled programs.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(KEPT / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+# What JAX keeps of each program is millions of objects, which the collector visits in vain.
+gc.set_threshold(100_000)
 
 
 LONGEST = ("test_readme.py", "test_sharding.py", "test_resume.py", "test_docs.py")
