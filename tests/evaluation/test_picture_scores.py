@@ -146,24 +146,24 @@ def test_reference_features_are_cached(tmp_path: Path, cache: Path) -> None:
     calls: list[int] = []
     extractor = colours(calls=calls)
     calls.clear()
-    first, was_there = cached_features(extractor, folder_of(tmp_path / "a"))
+    first, was_there = cached_features(extractor, folder_of(tmp_path / "a"), print)
     assert not was_there and calls == [8, 8, 8]
     (file,) = (cache / "features").iterdir()
     np.testing.assert_array_equal(np.load(file), first)  # a plain .npy
-    again, was_there = cached_features(extractor, folder_of(tmp_path / "a"))
+    again, was_there = cached_features(extractor, folder_of(tmp_path / "a"), print)
     assert was_there and len(calls) == 3
     np.testing.assert_array_equal(again, first)
     # Another name of the same pictures is the same; another picture or extractor is not.
     (tmp_path / "a").rename(tmp_path / "moved")
-    assert cached_features(extractor, folder_of(tmp_path / "moved"))[1]
-    assert not cached_features(colours("other"), folder_of(tmp_path / "moved"))[1]
+    assert cached_features(extractor, folder_of(tmp_path / "moved"), print)[1]
+    assert not cached_features(colours("other"), folder_of(tmp_path / "moved"), print)[1]
     save_png(tmp_path / "moved" / "003.png", np.zeros((16, 16, 3), np.uint8))
-    assert not cached_features(extractor, folder_of(tmp_path / "moved"))[1]
+    assert not cached_features(extractor, folder_of(tmp_path / "moved"), print)[1]
     # What is damaged is made again.
     for one in (cache / "features").iterdir():
         one.write_bytes(one.read_bytes()[:-7])
-    assert not cached_features(extractor, folder_of(tmp_path / "moved"))[1]
-    assert cached_features(extractor, folder_of(tmp_path / "moved"))[1]
+    assert not cached_features(extractor, folder_of(tmp_path / "moved"), print)[1]
+    assert cached_features(extractor, folder_of(tmp_path / "moved"), print)[1]
 
 
 def test_too_few_and_damaged(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Features of reference pictures on disk: they are the same every time, and Inception takes half a
-second a picture on a CPU.
+"""Features of reference pictures on disk: they are the same every time, and Inception takes a
+fifth of a second a picture on two cores.
 
 A table is one .npy file in `features/` of the cache, named by the extractor and the contents of the
 pictures, so that it can never be that of other ones.
@@ -15,6 +15,8 @@ import numpy as np
 from unclip_jax.bounded import read_bounded
 from unclip_jax.clip_tools.array_file import MAX_ARRAY, pack_rows, unpack_rows
 from unclip_jax.data.emoji import cache_root
+from unclip_jax.evaluation.counted import counted
+from unclip_jax.evaluation.encoders import Say
 from unclip_jax.evaluation.features import Extractor, extract_features
 from unclip_jax.evaluation.picture_sets import PictureSet
 from unclip_jax.files import make_folder, write_whole
@@ -24,11 +26,12 @@ _ROOM = 4096
 
 
 def cached_features(
-    extractor: Extractor, pictures: PictureSet, cache_dir: str | None = None
+    extractor: Extractor, pictures: PictureSet, say: Say, cache_dir: str | None = None
 ) -> tuple[np.ndarray, bool]:
     """The features of a set, from the cache if they are there.
 
     Args:
+        say: told how far it is.
         cache_dir: None is $UNCLIP_CACHE, else ~/.cache/unclip_jax.
     Returns:
         [N, D] float32, and whether they were there. A damaged file is made again; a table of more
@@ -42,7 +45,8 @@ def cached_features(
         raw = read_bounded(path, MAX_ARRAY)
         return unpack_rows(raw, shape, "float32"), True
     except (OSError, ValueError):
-        features = extract_features(extractor, pictures.pictures())
+        passing = counted(pictures.pictures(), len(pictures), extractor.name, say)
+        features = extract_features(extractor, passing)
     if features.nbytes + _ROOM <= MAX_ARRAY:
         make_folder(path.parent)
         write_whole(path, pack_rows(features))

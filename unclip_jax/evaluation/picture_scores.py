@@ -9,6 +9,7 @@ import numpy as np
 
 from unclip_jax.data.images import resize_and_crop
 from unclip_jax.errors import UserError
+from unclip_jax.evaluation.counted import counted
 from unclip_jax.evaluation.encoders import Say
 from unclip_jax.evaluation.feature_cache import cached_features
 from unclip_jax.evaluation.features import Extractor, extract_features
@@ -86,7 +87,8 @@ def measure_pictures(
     subsets: dict[str, float] = {}
     for extractor in extractors:
         say(f"{extractor.name}: {len(generated)} generated pictures")
-        mine = extract_features(extractor, generated.pictures())
+        passing = counted(generated.pictures(), len(generated), extractor.name, say)
+        mine = extract_features(extractor, passing)
         true = _features(extractor, real, say)
         known = None if train is None else _features(extractor, train, say)
         say(f"{extractor.name}: distances")
@@ -125,7 +127,7 @@ def measure_pictures(
 
 def _features(extractor: Extractor, pictures: PictureSet, say: Say) -> np.ndarray:
     say(f"{extractor.name}: {len(pictures)} pictures of {pictures.name}")
-    features, was_there = cached_features(extractor, pictures)
+    features, was_there = cached_features(extractor, pictures, say)
     if was_there:
         say(f"{extractor.name}: those of {pictures.name} were in the cache")
     return features
