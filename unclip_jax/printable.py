@@ -27,6 +27,11 @@ def printable(text: object, limit: int | None = LIMIT) -> str:
     return shown if limit is None or len(shown) <= limit else _shorten(shown, limit)
 
 
+def count_of(number: int, thing: str) -> str:
+    """'1 picture', '2 pictures'."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _shorten(text: str, limit: int) -> str:
     tail = limit // 4
     return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"

@@ -34,7 +34,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("list.jsonl", b"[1]\n", "list.jsonl:1 has no text"),
         ("other.csv", b"a,b\n", "give a .txt file or a .jsonl file"),
         ("latin.txt", b"\xff\xfe\x00", "latin.txt:1 is not UTF-8"),
-        ("missing.txt", None, "cannot be read"),
+        ("missing.txt", None, "missing.txt does not exist"),
     ],
 )
 def test_files_that_are_no_prompts(

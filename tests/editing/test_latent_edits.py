@@ -171,10 +171,10 @@ def test_its_facts_are_enough_to_draw_a_picture_again(
 @pytest.mark.parametrize(
     ("edit", "count", "words"),
     [
-        (Vary(), 2, "vary starts from 1 pictures, 2 are given"),
-        (Interpolate(), 1, "interpolate starts from 2 or more pictures, 1 are given"),
+        (Vary(), 2, "vary starts from 1 picture, not from 2"),
+        (Interpolate(), 1, "interpolate starts from 2 or more pictures, not from 1"),
         (Mix(), 0, "nothing to mix"),
-        (Mix(("a",), (1.0, 2.0, 3.0)), 1, "weights has 3 numbers for 1 pictures and 1 texts"),
+        (Mix(("a",), (1.0, 2.0, 3.0)), 1, "weights has 3 numbers for 1 picture and 1 text"),
         (Diff("a red apple", "a red apple"), 1, "are the same to CLIP"),
     ],
 )

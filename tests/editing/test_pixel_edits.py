@@ -327,5 +327,5 @@ def test_mistakes_are_named(unclip: UnCLIP, small: UnCLIP) -> None:
         Inpaint(context=0.5)
     with pytest.raises(UserError, match="window is 4: give 8"):
         Outpaint(left=3, window=4)
-    with pytest.raises(UserError, match="inpaint starts from 2 pictures, 1 are given"):
+    with pytest.raises(UserError, match="inpaint starts from 2 pictures, not from 1"):
         draw_edit(small, Inpaint(), [PHOTO])

@@ -186,7 +186,7 @@ def test_clip_alone(tmp_path: Path) -> None:
         (["--seed", "-1"], "--seed is -1"),
         (["--prior", "runs/prior"], "name --clip"),
         (["--clip", "c", "--decoder", "d"], "name --prior too"),
-        (["--prompts", "missing.txt"], "cannot be read"),
+        (["--prompts", "missing.txt"], "missing.txt does not exist"),
         (["--nonsense", "1"], "nonsense"),
         (["--clip", "nowhere"], "nowhere"),
     ],

@@ -21,6 +21,7 @@ from unclip_jax.cli.sharing import agree, largest, take_turns, total
 from unclip_jax.cli.text_options import TextOptions
 from unclip_jax.cli.text_plan import TextPlan
 from unclip_jax.errors import UserError
+from unclip_jax.printable import count_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -264,8 +265,9 @@ def _finish(job: _Job, drawn: float) -> str:
     new, replaced = len(job.missing), int((job.found == OTHER).sum())
     rest = f" of the first {shown} prompts" if shown < len(job.work.plan.rows) else ""
     return (
-        f"{count} pictures in {output.out} ({count - new} kept, {new - replaced} drawn, {replaced} "
-        f"replaced), grid{rest} in {output.out / GRID} ({_times(job, new, drawn)})"
+        f"{count_of(count, 'picture')} in {output.out} ({count - new} kept, "
+        f"{new - replaced} drawn, {replaced} replaced), grid{rest} in {output.out / GRID} "
+        f"({_times(job, new, drawn)})"
     )
 
 

@@ -23,6 +23,7 @@ from unclip_jax.editing.settings import (
     Vary,
 )
 from unclip_jax.errors import UserError
+from unclip_jax.printable import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,7 @@ def edit_pictures(verb: str, arguments: Sequence[str]) -> int:
     *paths, grid = samples.save(out, columns, has_metadata=not options.no_metadata)
     if getattr(options, "animation", "none") != "none":
         save_animations(out, samples, options.animation)
-    print(f"{len(paths)} pictures in {out}, side by side in {grid}")
+    print(f"{count_of(len(paths), 'picture')} in {out}, side by side in {grid}")
     return 0
 
 

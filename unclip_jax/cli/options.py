@@ -26,6 +26,8 @@ class Option:
     is_positional: bool
     is_switch: bool
     """True or False; alone it is True."""
+    is_list: bool
+    """Any number of values."""
     choices: tuple[str, ...]
     """All values there are; empty if there are more."""
     words: str
@@ -55,6 +57,7 @@ def options_of(cls: type, default: Any = None, prefix: str = "") -> Iterator[Opt
             field.name.upper() if is_positional else f"--{name}",
             is_positional,
             hint is bool,
+            any(Ellipsis in typing.get_args(member) for member in _members(hint)),
             _choices(hint),
             _words(hint),
             texts.get(field.name, ""),

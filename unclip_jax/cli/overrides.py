@@ -52,6 +52,7 @@ def parse(cls: type[T], arguments: Sequence[str], *, default: T | None, program:
     output = io.StringIO()
     known = list(options_of(cls, default))
     given = with_switches(list(arguments), known)
+    _refuse_repeated_lists(given, known)
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(output):
@@ -127,6 +128,18 @@ def unknown_option(name: str, known: Sequence[str], program: str) -> str:
     return f"{what}: {meant}"
 
 
+def _refuse_repeated_lists(given: Sequence[str], known: Sequence[Option]) -> None:
+    """`--input a --input b` would mean b alone."""
+    before = given[: given.index("--")] if "--" in given else given
+    flags = [one.partition("=")[0].replace("_", "-") for one in before if one.startswith("--")]
+    for option in known:
+        if option.is_list and flags.count(option.name) > 1:
+            raise UserError(
+                f"{option.name} is given {flags.count(option.name)} times: give its values after "
+                f"one another, {option.name} FIRST SECOND"
+            )
+
+
 _BEGINNING = re.compile(
     r"Unrecognized options:|invalid choice '|Error parsing|Missing value for|Missing from"
 )
@@ -160,7 +173,7 @@ def _explain(said: str, given: list[str], known: list[Option], program: str) -> 
             return f"{option.name} {is_what}: give {option.words}"
     if said.startswith("Missing from"):
         # A list may be empty: it is never what is missing.
-        single = (option for option in known if not option.words.startswith("any number"))
+        single = (option for option in known if not option.is_list)
         needed = [option for option in single if option.is_positional]
         lacking = needed[-said.count("(required)") :]
         names = " and ".join(f"{option.name} ({_meaning(option)})" for option in lacking)

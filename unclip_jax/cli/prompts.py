@@ -19,6 +19,7 @@ from unclip_jax.bounded import open_regular, parse_json
 from unclip_jax.cli.text_options import PER_RUN, TextOptions
 from unclip_jax.config import from_dict
 from unclip_jax.errors import UserError, choose
+from unclip_jax.files import missing
 from unclip_jax.printable import printable
 
 MAX_LINE = 1_000_000
@@ -106,7 +107,11 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
                 if line:
                     yield where, line
     except OSError as error:
-        raise UserError(f"--prompts {name} cannot be read ({error.strerror})") from error
+        if not Path(path).exists():
+            raise UserError(f"--prompts {name} {missing(path)}") from None
+        raise UserError(
+            f"--prompts {name} cannot be read ({error.strerror}): name a file of prompts, or -"
+        ) from error
 
 
 def _json_prompt(line: str, where: str) -> PromptLine:

@@ -32,7 +32,7 @@ def _recipe_options(verb: Verb) -> Iterator[Option]:
 
     usage = import_module(f"unclip_jax.cli.{verb.module}").USAGE
     for flag, text in re.findall(r"^  (--[a-z-]+)(?: \S+)?  +(.+)$", usage, re.MULTILINE):
-        yield Option(flag, False, False, (), "text", text)
+        yield Option(flag, False, False, False, (), "text", text)
     seen: dict[str, Option] = {}
     for recipe in STAGES.values():
         for option in options_of(recipe):
@@ -49,7 +49,7 @@ def _data_options() -> Iterator[Option]:
     for action in parser()._actions:
         if not isinstance(action.choices, dict):
             continue
-        yield Option("COMMAND", True, False, tuple(action.choices), "text", "what to do")
+        yield Option("COMMAND", True, False, False, tuple(action.choices), "text", "what to do")
         for command in action.choices.values():
             flags |= {option.name: option for option in _argparse_options(command)}
     yield from flags.values()
@@ -59,4 +59,4 @@ def _argparse_options(command: argparse.ArgumentParser) -> Iterator[Option]:
     for action in command._actions:
         for name in action.option_strings:
             if name.startswith("--") and name != "--help":
-                yield Option(name, False, False, (), "text", action.help or "")
+                yield Option(name, False, False, False, (), "text", action.help or "")

@@ -26,6 +26,7 @@ from unclip_jax.errors import UserError
 from unclip_jax.generation.bundle import Bundle
 from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.generation.text_to_image import usable_prior
+from unclip_jax.printable import count_of
 from unclip_jax.samples import Samples
 
 Edit = LatentEdit | PixelEdit
@@ -87,8 +88,8 @@ def check_pictures(edit: Edit, count: int) -> None:
         Upscale: (1, 1),
     }[type(edit)]
     if not least <= count <= most:
-        wanted = str(least) if least == most else f"{least} or more"
-        raise UserError(f"{edit.verb} starts from {wanted} pictures, {count} are given")
+        wanted = count_of(least, "picture") if least == most else f"{least} or more pictures"
+        raise UserError(f"{edit.verb} starts from {wanted}, not from {count}")
     if isinstance(edit, Mix) and count + len(edit.texts) < 1:
         raise UserError("there is nothing to mix: give pictures, or texts, or both")
 

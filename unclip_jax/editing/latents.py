@@ -23,6 +23,7 @@ from unclip_jax.editing.settings import (
 from unclip_jax.editing.slerp import slerp
 from unclip_jax.errors import UserError
 from unclip_jax.generation.sampling import SamplingConfig
+from unclip_jax.printable import count_of
 
 ITERATIONS = 3
 """Of the inversion, a step: with them a decoded picture is the inverted one to a rounding."""
@@ -118,8 +119,9 @@ def _mixed(job: Job, edit: Mix, candidates: np.ndarray) -> Latents:
     weights = np.asarray(edit.weights or [1.0] * count, np.float32)
     if len(weights) != count:
         raise UserError(
-            f"weights has {len(weights)} numbers for {len(job.pictures)} pictures and "
-            f"{len(edit.texts)} texts: give one for each"
+            f"weights has {count_of(len(weights), 'number')} for "
+            f"{count_of(len(job.pictures), 'picture')} and {count_of(len(edit.texts), 'text')}: "
+            "give one for each"
         )
     parts = [np.broadcast_to(own, (len(candidates), len(own))) for own in _rows(job)]
     for text in edit.texts:

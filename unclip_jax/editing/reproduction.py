@@ -25,7 +25,7 @@ from unclip_jax.generation.facts import make_facts
 from unclip_jax.generation.programs import PRIORS
 from unclip_jax.generation.sampling import SamplingConfig
 from unclip_jax.generation.text_to_image import text_batches, text_programs
-from unclip_jax.printable import printable
+from unclip_jax.printable import count_of, printable
 
 TEXT = "text"
 """The verb of pictures that start from none."""
@@ -167,8 +167,8 @@ def find_inputs(origin: Origin, pictures: Sequence[np.ndarray]) -> list[np.ndarr
     missing = [one for one in origin.inputs if one not in known]
     if missing:
         raise UserError(
-            f"it started from {len(origin.inputs)} pictures, and the one whose pixels are "
-            f"{missing[0]} is not among those given: name its file with --input"
+            f"it started from {count_of(len(origin.inputs), 'picture')}, and the one whose pixels "
+            f"are {missing[0]} is not among those given: name its file with --input"
         )
     return [known[one] for one in origin.inputs]
 
