@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "unclip text apple --model picturs": ("picturs", "did you mean pictures?"),
     "unclip text apple --out photo.png": ("--out photo.png", "name a folder"),
     "unclip text --prompts photo.png": ("photo.png", "give a .txt file or a .jsonl file"),
-    "unclip text --prompts lst.txt": ("--prompts lst.txt", "does not exist: check the name"),
+    "unclip text --prompts lst.txt": ("--prompts lst.txt", "did you mean notes.txt?"),
     "unclip text apple -n 3": ("-n", "--help lists them"),
     "unclip text apple --grid rows=prompts": ("--grid", "cols=guidance:1,2,4"),
     "unclip text apple --format zip": ("--format is 'zip'", "choose one of png, tar, jsonl"),
