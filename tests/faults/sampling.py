@@ -304,6 +304,7 @@ def taken_away(job: Job, how: str) -> float:
     process = job.begin(out)
     job.wait(process, out, 3)
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # a thread may still be renaming a picture
     shutil.rmtree(out)
     if how == "emptied":
         out.mkdir()
