@@ -48,6 +48,9 @@ class DataConfig:
     embeddings: str | None = None
     """Priors and decoder: a folder that `unclip embed` wrote for this data and CLIP, read instead
     of running the image encoder at every step."""
+    shuffle_block: int = 1
+    """Neighbouring records that the shuffled order keeps together. With 4, the styles of one emoji
+    meet in one batch, where CLIP must tell them apart."""
     cache_dir: str | None = None
     """Where built data sets go; None is $UNCLIP_CACHE, else ~/.cache/unclip_jax."""
     threads: int = 4
@@ -58,6 +61,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise UserError(f"data.image_size is {self.image_size}: give 1 pixel or more")
+        if self.shuffle_block < 1:
+            raise UserError(f"data.shuffle_block is {self.shuffle_block}: give 1 record or more")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}: give 0 to 1")
 

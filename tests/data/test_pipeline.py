@@ -239,3 +239,22 @@ def test_given_captions_are_drawn_evenly() -> None:
     drawn = [draw_caption(("a", "b"), np.random.default_rng(i)) for i in range(400)]
     assert 140 < drawn.count("a") < 260
     assert draw_caption(("only",), np.random.default_rng(0)) == "only"
+
+
+def test_a_block_of_neighbours_meets_in_one_batch() -> None:
+    found = batches(Numbers(18), 9, batch_size=6, block=3)
+    for batch in found[:3]:  # the first epoch's blocks begin at multiples of three
+        for first in (0, 3):
+            block = batch["tokens"][first : first + 3, 0].tolist()
+            assert block[0] % 3 == 0 and block == list(range(block[0], block[0] + 3))
+    epochs = [numbers(found[start : start + 3]) for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(18)) for epoch in epochs)
+    starts = [{epoch[place] % 3 for place in range(0, 18, 3)} for epoch in epochs]
+    assert starts == [{0}, {1}, {2}]
+
+
+def test_the_last_block_is_filled_up_with_the_first_records() -> None:
+    once = numbers(batches(Numbers(20), 8, batch_size=6, block=3, repeat=False))
+    assert sorted(once) == [0, *range(20)]
+    resumed = batches(Numbers(20), 4, batch_size=6, block=3, start=12)
+    assert_same(batches(Numbers(20), 6, batch_size=6, block=3)[2:], resumed)

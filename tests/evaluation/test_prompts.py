@@ -43,7 +43,7 @@ def test_all_concepts_can_be_asked() -> None:
     known = facts(8, (("thing 7", "3d"),))
     chosen = choose_prompts(known, 8)
     assert {known[row].concept for row in chosen} == {f"thing {n}" for n in range(8)}
-    with pytest.raises(UserError, match="--num-prompts is 9: the decoder knows 8"):
+    with pytest.raises(UserError, match="--num-prompts is 9: give 1 to 8"):
         choose_prompts(known, 9)
 
 

@@ -98,9 +98,16 @@ MATERIAL = Material(
 )
 
 
-def run(model: Oracle, material: Material = MATERIAL) -> Any:
+def run(model: Oracle, material: Material = MATERIAL, judge: Oracle | None = None) -> Any:
     said: list[str] = []
-    result, grids = evaluate(model, material, seed=0, per_prompt=4, say=said.append)  # type: ignore[arg-type]
+    result, grids = evaluate(
+        model,  # type: ignore[arg-type]
+        material,
+        seed=0,
+        per_prompt=4,
+        say=said.append,
+        judge=judge,  # type: ignore[arg-type]
+    )
     assert said
     return result, grids
 
@@ -138,6 +145,18 @@ def test_blind_model_scores_nothing() -> None:
     assert result.prior.r1 == result.prior.r1_text == 0.0
     assert result.prior.cosine == result.prior.cosine_pictures == 1.0
     assert all(score.caption_r1 == 0.0 for score in result.decoder.scores)
+
+
+def test_another_clip_judges_the_pictures_and_nothing_else(tmp_path: Path) -> None:
+    stages = {"clip": SimpleNamespace(step=9, clip_id="another0one1here")}
+    result, grids = run(Blind(), replace(MATERIAL, known_split="test_cells"), Oracle(stages))
+    assert result.retrieval[0].image_to_text_r1 == 0.0  # the model's own CLIP is as blind as ever
+    assert result.decoder.scores[-1].caption_r1 == 1.0
+    assert (result.decoder.judge, result.decoder.split) == ("another0one1here", "test_cells")
+    text = save_evaluation(tmp_path, result, grids)
+    assert "The judge is another CLIP (another0one1)" in text and "`test_cells`" in text
+    own = save_evaluation(tmp_path, *run(Oracle()))
+    assert "The judge is the model's own CLIP" in own and "another CLIP" not in own
 
 
 def test_unguided_model_is_drawn_once() -> None:
@@ -188,6 +207,8 @@ def test_clip_alone(tmp_path: Path) -> None:
         (["--clip", "c", "--decoder", "d"], "name --prior too"),
         (["--prompts", "missing.txt"], "missing.txt does not exist"),
         (["--nonsense", "1"], "nonsense"),
+        (["--split", "tset"], "'tset' is unknown; did you mean"),
+        (["--generated", "g", "--real", "r", "--judge", "j"], "--judge is for a model"),
         (["--clip", "nowhere"], "nowhere"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from unclip_jax.cli.overrides import parse
 from unclip_jax.cli.progress import say
 from unclip_jax.cli.prompts import read_prompts
+from unclip_jax.data.emoji_splits import SPLITS
 from unclip_jax.errors import UserError, choose
 from unclip_jax.files import check_folder
 
@@ -46,10 +47,16 @@ class EvaluateOptions:
     """The prior that goes with --clip."""
     decoder: str | None = None
     """The decoder that goes with --clip and --prior."""
+    judge: str | None = None
+    """A CLIP's run or folder that is asked about the decoder's pictures; none asks the model's own,
+    which flatters."""
+    split: str = "train"
+    """Emoji that the prompts are from: train (what the decoder was trained on), test_cells (those
+    things in styles that were held out) or test (things that were held out)."""
     num_prompts: int = 20
-    """Training prompts of the decoder, spread evenly over its concepts and styles."""
+    """Prompts, spread evenly over concepts and styles."""
     prompts: str | None = None
-    """File of training captions as prompts instead, 'red apple, 3d style' (.txt or .jsonl)."""
+    """File of captions of the split as prompts instead, 'red apple, 3d style' (.txt or .jsonl)."""
     num_images: int = 4
     """Pictures a prompt."""
     seed: int = 0
@@ -66,6 +73,8 @@ class EvaluateOptions:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
+        if self.split not in SPLITS:
+            raise UserError(f"--split {self.split!r} is unknown; {choose(self.split, SPLITS)}")
         self._check_pictures()
         if self.clip is None and (self.prior is not None or self.decoder is not None):
             raise UserError(
@@ -84,7 +93,7 @@ class EvaluateOptions:
             if name not in FEATURES:
                 raise UserError(f"--features: {name!r} is unknown; {choose(name, FEATURES)}")
         if self.generated is not None:
-            for name in ("prior", "decoder", "prompts"):
+            for name in ("prior", "decoder", "judge", "prompts"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name} is for a model, not for --generated: leave it out")
 
@@ -106,13 +115,16 @@ def _measure_model(options: EvaluateOptions, out: Path) -> int:
 
     prepare_jax()
     from unclip_jax.evaluation.report import evaluate, load_material, save_evaluation
+    from unclip_jax.pipeline import UnCLIP
 
     report = _reporter()
     unclip = _load(options)
-    material = load_material(unclip, options.num_prompts, [line.prompt for line in lines])
+    judge = None if options.judge is None else UnCLIP.load({"clip": options.judge})
+    named = [line.prompt for line in lines]
+    material = load_material(unclip, options.num_prompts, named, options.split)
 
     result, grids = evaluate(
-        unclip, material, seed=options.seed, per_prompt=options.num_images, say=report
+        unclip, material, seed=options.seed, per_prompt=options.num_images, say=report, judge=judge
     )
     sys.stdout.write(save_evaluation(out, result, grids))
     report(f"results and pictures in {out}")

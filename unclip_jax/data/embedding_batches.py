@@ -35,6 +35,7 @@ def make_embedding_batches(
     image_size: int = 64,
     threads: int = 4,
     bad: BadRecords | None = None,
+    block: int = 1,
     shuffle: bool = True,
     repeat: bool = True,
 ) -> Iterator[Batch]:
@@ -80,6 +81,7 @@ def make_embedding_batches(
         start=start,
         process_index=process_index,
         process_count=process_count,
+        block=block,
         shuffle=shuffle,
         repeat=repeat,
     )

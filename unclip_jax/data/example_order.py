@@ -5,6 +5,9 @@ Example g (0, 1, 2, ...) is record `order[g]` of an order that is shuffled anew 
 is `batch_size` consecutive examples, and process p of P reads the p-th of P equal parts of it. So
 neither the number of processes nor of threads changes what a step sees, and a run resumes anywhere
 exactly.
+
+Where neighbours in the data are the hard cases of each other (one thing in four styles), blocks of
+them are shuffled instead of single records: they meet in one batch.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ def stream_batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    block: int = 1,
     shuffle: bool = True,
     repeat: bool = True,
 ) -> Iterator[T]:
@@ -43,6 +47,8 @@ def stream_batches(
         load: the (example, record) pairs of a part → what is yielded; called from two threads.
         batch_size: examples of a batch over all processes; a multiple of `process_count`.
         start: examples that all processes together have consumed before.
+        block: neighbouring records that stay together. The last block of an epoch is filled up with
+            the first records, and each epoch cuts the blocks one record further on.
         repeat: go on for ever, each epoch in another order; otherwise one epoch, whose last batch
             is short (and so may be the parts of the processes).
     Raises:
@@ -56,17 +62,24 @@ def stream_batches(
         raise UserError(
             f"batch size {batch_size} is not a multiple of the {process_count} processes"
         )
-    order = grain.MapDataset.range(total).seed(seed)
+    blocks = -(-total // block)
+    epoch = blocks * block
+    order = grain.MapDataset.range(blocks).seed(seed)
     order = order.shuffle() if shuffle else order
     order = order.repeat() if repeat else order
 
+    def record(example: int) -> int:
+        of_block, within = divmod(example, block)
+        first = cast(int, order[of_block]) * block
+        return (first + within + example // epoch % block) % total
+
     def make(step: int) -> T:
         first = start + step * batch_size
-        last = first + batch_size if repeat else min(first + batch_size, total)
+        last = first + batch_size if repeat else min(first + batch_size, epoch)
         examples = _part(first, last, process_index, process_count)
-        return load([(g, cast(int, order[g])) for g in examples])
+        return load([(g, record(g)) for g in examples])
 
-    steps = _FOREVER if repeat else max(0, -(-(total - start) // batch_size))
+    steps = _FOREVER if repeat else max(0, -(-(epoch - start) // batch_size))
     # Two batches are made at a time: one may wait for a slow picture while the other goes on.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(grain.MapDataset.range(steps).map(make).to_iter_dataset(options))

@@ -29,6 +29,7 @@ def make_batches(
     process_count: int = 1,
     threads: int = 4,
     bad: BadRecords | None = None,
+    block: int = 1,
     shuffle: bool = True,
     repeat: bool = True,
 ) -> Iterator[Batch]:
@@ -40,6 +41,7 @@ def make_batches(
         start: examples that all processes together have consumed before.
         bad: where pictures that cannot be read are counted; each is replaced by another record,
             chosen by (seed, example). None counts them without a list and never stops.
+        block: neighbouring records that stay together (`stream_batches`).
         repeat: go on for ever, each epoch in another order; otherwise one epoch, whose last batch
             is short (and so may be the parts of the processes).
     Yields:
@@ -77,6 +79,7 @@ def make_batches(
         start=start,
         process_index=process_index,
         process_count=process_count,
+        block=block,
         shuffle=shuffle,
         repeat=repeat,
     )

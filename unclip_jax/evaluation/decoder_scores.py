@@ -1,9 +1,9 @@
 """The decoder: is a generated picture recognised as what was asked for?
 
-For each prompt, a picture that the decoder was trained on, CLIP is asked three questions about each
-generated picture: which of 100 captions (the own one and 99 of other training pictures), which of
-100 things in the own style, and which of the four styles of the own thing. The true pictures are
-asked the same, which is the ceiling. The judge is the model's own CLIP.
+For each prompt, the caption of an emoji picture, a CLIP is asked three questions about each
+generated picture: which of 100 captions (the own one and 99 of other pictures of the split), which
+of 100 things in the own style, and which of the four styles of the own thing. The true pictures are
+asked the same, which is the ceiling. The judge is the model's own CLIP, or better another one.
 """
 
 from __future__ import annotations
@@ -59,19 +59,23 @@ class PictureScores:
 class DecoderScores:
     """The decoder's pictures next to the true ones."""
 
+    split: str
+    """Of the emoji, that the prompts are from."""
+    judge: str
+    """Identity of the CLIP that was asked."""
     prompts: tuple[str, ...]
     num_candidates: int
     num_things: int
     same_label: tuple[int, ...]
     """For each prompt: other candidates that name the same thing in another style."""
-    training_pictures: int
-    """Pictures whose captions the candidates were drawn from."""
+    pictures: int
+    """Of the split, whose captions the candidates were drawn from."""
     steps: int | str | tuple[int, ...]
     scores: tuple[PictureScores, ...]
 
 
 def make_questions(known: Sequence[EmojiFacts], rows: Sequence[int], seed: int) -> Questions:
-    """Candidates for the prompts `rows` among the training pictures `known`, drawn by seed."""
+    """Candidates for the prompts `rows` among the pictures `known`, drawn by seed."""
     label_of = {caption_with_style(fact.label, fact.style): fact.label for fact in known}
     asked = [known[row] for row in rows]
     prompts = tuple(caption_with_style(fact.label, fact.style) for fact in asked)
@@ -91,12 +95,20 @@ def make_questions(known: Sequence[EmojiFacts], rows: Sequence[int], seed: int) 
 
 
 def measure_decoder(
-    unclip: UnCLIP, known: Pictures, rows: Sequence[int], seed: int, per_prompt: int, say: Say
+    unclip: UnCLIP,
+    judge: UnCLIP,
+    split: str,
+    known: Pictures,
+    rows: Sequence[int],
+    seed: int,
+    per_prompt: int,
+    say: Say,
 ) -> tuple[DecoderScores, dict[float, np.ndarray]]:
     """Scores of the true pictures, of an unguided run and of one with the model's own guidance.
 
     Args:
-        known: the pictures that the decoder was trained on.
+        judge: whose CLIP is asked; `unclip` itself where there is no other.
+        split, known: its name and pictures; of train only what the decoder was trained on.
         rows: of `known`, the prompts.
         per_prompt: pictures drawn for each.
     Returns:
@@ -105,19 +117,21 @@ def measure_decoder(
     """
     questions = make_questions(known.facts, rows, seed)
     true = known.take(rows)
-    scores = [_ask(unclip, questions, true.images[:, None], "true", None)]
+    scores = [_ask(judge, questions, true.images[:, None], "true", None)]
     grids: dict[float, np.ndarray] = {}
     for guidance in sorted({1.0, unclip.sampling.decoder.guidance_scale}):
         images = _generate(unclip, questions.prompts, seed, per_prompt, guidance, say)
-        scores.append(_ask(unclip, questions, images, "generated", guidance))
+        scores.append(_ask(judge, questions, images, "generated", guidance))
         cells = np.concatenate([true.images[:, None], images], axis=1)
         grids[guidance] = make_grid(cells.reshape(-1, *cells.shape[2:]), per_prompt + 1)
     result = DecoderScores(
+        split=split,
+        judge=judge.clip.clip_id,
         prompts=questions.prompts,
         num_candidates=len(questions.captions[0]),
         num_things=len(questions.things[0]),
         same_label=questions.same_label,
-        training_pictures=len(known.facts),
+        pictures=len(known.facts),
         steps=unclip.sampling.decoder.num_steps,
         scores=tuple(scores),
     )
@@ -140,14 +154,14 @@ def _generate(
 
 
 def _ask(
-    unclip: UnCLIP, questions: Questions, images: np.ndarray, name: str, guidance: float | None
+    judge: UnCLIP, questions: Questions, images: np.ndarray, name: str, guidance: float | None
 ) -> PictureScores:
     """The scores of [P, K, S, S, 3] uint8 pictures, K for each prompt."""
-    embeddings = unclip.encode_image(images.reshape(-1, *images.shape[2:]))
+    embeddings = judge.encode_image(images.reshape(-1, *images.shape[2:]))
     embeddings = embeddings.reshape(*images.shape[:2], -1)
-    caption = own_text_is_first(unclip, embeddings, questions.captions)
-    thing = own_text_is_first(unclip, embeddings, questions.things)
-    style = own_text_is_first(unclip, embeddings, questions.styles)
+    caption = own_text_is_first(judge, embeddings, questions.captions)
+    thing = own_text_is_first(judge, embeddings, questions.things)
+    style = own_text_is_first(judge, embeddings, questions.styles)
     return PictureScores(
         pictures=name,
         guidance=guidance,

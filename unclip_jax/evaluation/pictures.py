@@ -75,7 +75,7 @@ def choose_prompts(facts: Sequence[EmojiFacts], count: int) -> list[int]:
         cells.setdefault(fact.concept, {}).setdefault(fact.style, row)
     concepts = list(cells)
     if not 1 <= count <= len(concepts):
-        raise UserError(f"--num-prompts is {count}: the decoder knows {len(concepts)} concepts")
+        raise UserError(f"--num-prompts is {count}: give 1 to {len(concepts)}, a concept each")
     chosen: list[int] = []
     styles, taken = list(STYLES), set[str]()
     for number, start in enumerate(_spaced(len(concepts), count)):
@@ -101,7 +101,7 @@ def find_prompts(facts: Sequence[EmojiFacts], prompts: Sequence[str]) -> list[in
         if prompt not in rows:
             near = difflib.get_close_matches(prompt, rows, 1)
             hint = f"did you mean {near[0]!r}?" if near else "give them as 'red apple, 3d style'"
-            raise UserError(f"--prompts: {prompt!r} is no training picture of the decoder; {hint}")
+            raise UserError(f"--prompts: {prompt!r} is no caption of the split; {hint}")
     return [rows[prompt] for prompt in prompts]
 
 

@@ -47,18 +47,24 @@ class Material:
     splits: dict[str, Pictures]
     """test_cells, test and as many pictures of train as test_cells has."""
     known: Pictures | None
-    """What the decoder was trained on, at its own size; None without one."""
+    """The pictures that prompts are from, at the decoder's size; None without a decoder."""
     prompts: tuple[int, ...] = ()
     """Rows of `known`."""
+    known_split: str = "train"
+    """Of `known`."""
 
 
-def load_material(unclip: UnCLIP, num_prompts: int, prompts: Sequence[str]) -> Material:
+def load_material(
+    unclip: UnCLIP, num_prompts: int, prompts: Sequence[str], split: str = "train"
+) -> Material:
     """The pictures for `evaluate`, drawn into the cache first where they are not there.
 
     Args:
         num_prompts: prompts for the decoder, chosen evenly, unless `prompts` names them.
+        split: of the emoji, that the prompts are from: of train the pictures that the decoder was
+            trained on, of test_cells other styles of those things, of test all pictures.
     Raises:
-        UserError: the decoder was not trained on the emoji, or does not know a prompt.
+        UserError: the decoder was not trained on the emoji, or a prompt is not in the split.
     """
     known, rows = None, []
     if "prior" in unclip.stages and "decoder" in unclip.stages:
@@ -69,24 +75,32 @@ def load_material(unclip: UnCLIP, num_prompts: int, prompts: Sequence[str]) -> M
                 f"the decoder was trained on {recipe.data.source!r}, and the prompts are emoji: "
                 "name --clip and --prior only"
             )
-        known = load_pictures("train", recipe.model.unet.image_size, recipe.data.concepts)
+        concepts = () if split == "test" else recipe.data.concepts
+        known = load_pictures(split, recipe.model.unet.image_size, concepts)
         facts = known.facts
         rows = find_prompts(facts, prompts) if prompts else choose_prompts(facts, num_prompts)
     assert isinstance(unclip.clip.recipe, CLIPRecipe)
     size = unclip.clip.recipe.model.image_size
     splits = {split: load_pictures(split, size) for split in ("test_cells", "test")}
     splits["train"] = load_pictures("train", size, limit=len(splits["test_cells"].facts))
-    return Material(splits, known, tuple(rows))
+    return Material(splits, known, tuple(rows), split)
 
 
 def evaluate(
-    unclip: UnCLIP, material: Material, *, seed: int, per_prompt: int, say: Say
+    unclip: UnCLIP,
+    material: Material,
+    *,
+    seed: int,
+    per_prompt: int,
+    say: Say,
+    judge: UnCLIP | None = None,
 ) -> tuple[Evaluation, dict[float, np.ndarray]]:
     """Everything that the stages at hand allow; the same numbers for the same seed.
 
     Args:
         per_prompt: pictures that the decoder draws for each prompt.
         say: told about the progress.
+        judge: whose CLIP is asked about the decoder's pictures; None is the model's own.
     Returns:
         the numbers, and a grid of pictures for each guidance scale of the decoder.
     """
@@ -101,7 +115,14 @@ def evaluate(
     decoder, grids = None, {}
     if material.known is not None:
         decoder, grids = measure_decoder(
-            unclip, material.known, material.prompts, seed, per_prompt, say
+            unclip,
+            judge or unclip,
+            material.known_split,
+            material.known,
+            material.prompts,
+            seed,
+            per_prompt,
+            say,
         )
     result = Evaluation(
         model=Path(unclip.name).name,

@@ -14,10 +14,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     """
     stages = ", ".join(f"{name} {step}" for name, step in result["steps"].items())
     name = f" of {result['model']}" if result["model"] else ""
-    intro = (
-        f"Training steps: {stages}. Seed {result['seed']}. The judge of every number is the "
-        "model's own CLIP, not an independent one."
-    )
+    intro = f"Training steps: {stages}. Seed {result['seed']}."
     lines = [
         f"# Evaluation{name}",
         "",
@@ -26,7 +23,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         *_retrieval(result["retrieval"]),
     ]
     lines += _prior(result["prior"]) if result["prior"] else ["The prior was not measured.", ""]
-    lines += _decoder(result["decoder"]) if result["decoder"] else ["The decoder was not measured."]
+    decoder = result["decoder"]
+    lines += _decoder(decoder, result["clip_id"]) if decoder else ["The decoder was not measured."]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -108,7 +106,7 @@ def _prior(prior: dict[str, Any]) -> list[str]:
     ]
 
 
-def _decoder(decoder: dict[str, Any]) -> list[str]:
+def _decoder(decoder: dict[str, Any], own_clip: str) -> list[str]:
     scores, prompts = decoder["scores"], decoder["prompts"]
     per_prompt = scores[-1]["per_prompt"]
     number, things = decoder["num_candidates"], decoder["num_things"]
@@ -137,10 +135,15 @@ def _decoder(decoder: dict[str, Any]) -> list[str]:
         (prompt, *(f"{score['recognised'][row]}/{per_prompt}" for score in drawn))
         for row, prompt in enumerate(prompts)
     ]
+    judge = (
+        "The judge is the model's own CLIP, whose embeddings it draws from: it flatters."
+        if decoder["judge"] == own_clip
+        else f"The judge is another CLIP ({decoder['judge'][:12]})."
+    )
     meaning = (
-        f"{len(prompts)} training prompts, {decoder['steps']} decoder steps. Each picture is "
-        f"compared with its own caption and {number - 1} captions of other pictures among the "
-        f"{decoder['training_pictures']} that the decoder was trained on; on average "
+        f"{judge} {len(prompts)} prompts of `{decoder['split']}`, {decoder['steps']} decoder "
+        f"steps. Each picture is compared with its own caption and {number - 1} captions of other "
+        f"pictures among {decoder['pictures']} of the split; on average "
         f"{sum(similar) / len(similar):.2f} of them name the same thing in another style (at most "
         f"{max(similar)}). 'Thing': the own label among {things} labels, all in the own style. "
         f"'Style': the own label in the four styles. Chance is {_percent(1 / number)}, "

@@ -170,6 +170,7 @@ def open_batches(recipe: Recipe, inputs: Inputs, bad: BadRecords, start: int) ->
         "image_size": recipe.data.image_size,
         "threads": recipe.data.threads,
         "bad": bad,
+        "block": recipe.data.shuffle_block,
     }
     if inputs.store is not None:
         return make_embedding_batches(inputs.store, source=inputs.source, **shared)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from jax import Array
 from jax.sharding import Mesh
 
 from unclip_jax.models.clip import CLIP
 from unclip_jax.training.contrastive import make_contrastive_loss
+from unclip_jax.training.crops import random_crops
 from unclip_jax.training.objectives import Metrics, Objective, Params
 from unclip_jax.training.objectives.conditions import to_float
 from unclip_jax.training.recipes.clip import CLIPRecipe
@@ -28,9 +30,12 @@ def make_clip_objective(
     def objective(
         params: Params, frozen: Params, batch: dict[str, Array], key: Array
     ) -> tuple[Array, Metrics]:
+        image = to_float(batch["image"])
+        if recipe.least_crop < 1:
+            image = random_crops(jax.random.fold_in(key, 1), image, recipe.least_crop)
         out: Any = model.apply(
             {"params": params},
-            to_float(batch["image"]),
+            image,
             batch["tokens"],
             train=True,
             rngs={"dropout": key},

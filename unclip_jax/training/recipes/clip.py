@@ -19,9 +19,14 @@ class CLIPRecipe(Run):
     tokenizer: TokenizerConfig = TokenizerConfig()
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Symmetric cross-entropy (CLIP), or a sigmoid for each pair (SigLIP, Zhai et al. 2023)."""
+    least_crop: float = 1.0
+    """Smallest side of the random square crops of the training pictures, as a share of theirs; 1
+    does not crop. CLIP crops pictures whose short side was resized to a little more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.least_crop <= 1:
+            raise UserError(f"least_crop is {self.least_crop}: give more than 0, at most 1")
         if self.model.context_length != self.tokenizer.context_length:
             raise UserError(
                 f"model.context_length {self.model.context_length} must equal "
