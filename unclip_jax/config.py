@@ -32,7 +32,7 @@ class DataConfig:
     shards, or 'tfds:FOLDER' of an ArrayRecord data set."""
     split: str = "train"
     """Of 'emoji' and 'scenes' (train, test, test_cells) or of a TFDS data set; others have only
-    'train'."""
+    'train'. Of emoji also several: 'train+test_cells'."""
     image_size: int = 64
     """Side of the square training picture in pixels."""
     concepts: tuple[str, ...] = ()

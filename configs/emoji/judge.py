@@ -3,7 +3,9 @@
     python train.py configs/emoji/judge.py --workdir runs/judge
 
 It is never trained with, guided by or ranked by, so its verdict on pictures is not what they were
-made for (`unclip evaluate --judge runs/judge`).
+made for (`unclip evaluate --judge runs/judge`). It learns from all splits: whoever judges a drawing
+of a held-out thing has to know what the thing looks like. So its scores of true pictures say how
+sharp it is, and not how well it generalises.
 """
 
 from unclip_jax.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig
@@ -31,9 +33,10 @@ config = CLIPRecipe(
         initial_logit_scale=2.303,
     ),
     tokenizer=TokenizerConfig(kind="trained", vocab_size=2048, context_length=24),
-    data=DataConfig(source="emoji", split="train", image_size=64, shuffle_block=4),
+    data=DataConfig(source="emoji", split="train+test_cells+test", image_size=64, shuffle_block=4),
     optim=OptimConfig(
-        learning_rate=1e-3,
+        optimizer="muon",
+        learning_rate=2e-3,
         schedule="cosine",
         warmup_steps=50,
         b2=0.98,

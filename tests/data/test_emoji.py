@@ -352,6 +352,20 @@ def test_concepts_filter(cache: Path) -> None:
     assert {kept[i].captions.concept for i in range(len(kept))} == {wanted}  # type: ignore[union-attr]
 
 
+def test_joined_splits_are_in_the_order_of_labels(cache: Path) -> None:
+    def source(split: str) -> EmojiSource:
+        return EmojiSource(DataConfig(cache_dir=str(cache), split=split), limit=LIMIT)
+
+    parts = [source(split) for split in ("train", "test_cells")]
+    joined = source("train+test_cells")
+    records = [joined[index] for index in range(len(joined))]
+    labels = [record.captions.label for record in records]  # type: ignore[union-attr]
+    assert labels == sorted(labels)
+    keys = sorted(part[index].name for part in parts for index in range(len(part)))
+    assert sorted(record.name for record in records) == keys
+    assert all(len(part) for part in parts)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -361,6 +375,8 @@ def test_concepts_filter(cache: Path) -> None:
         ),
         ({"concepts": ("robot",)}, "none of them has a picture in split 'train'"),
         ({"split": "validation"}, "emoji has train, test, test_cells"),
+        ({"split": "train+validation"}, "emoji has train, test, test_cells"),
+        ({"split": "test+test"}, "each once"),
     ],
 )
 def test_user_mistakes(cache: Path, change: dict[str, object], message: str) -> None:

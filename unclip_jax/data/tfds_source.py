@@ -19,7 +19,10 @@ from unclip_jax.printable import printable
 
 
 class EmojiSource:
-    """One split of the emoji data set, drawn at the smallest size that holds `config.image_size`.
+    """Splits of the emoji data set, drawn at the smallest size that holds `config.image_size`.
+
+    A split is one of `SPLITS`, or several as 'train+test_cells'; the pictures of several are in the
+    order of their labels, so that the styles of one thing are neighbours (`shuffle_block`).
 
     Args:
         limit: the first pictures only, for tests.
@@ -28,29 +31,23 @@ class EmojiSource:
     """
 
     def __init__(self, config: DataConfig, limit: int | None = None) -> None:
-        if config.split not in SPLITS:
-            raise UserError(f"data.split is {config.split!r}: emoji has {', '.join(SPLITS)}")
+        splits = config.split.split("+")
+        if not set(splits) <= set(SPLITS) or len(set(splits)) < len(splits):
+            raise UserError(
+                f"data.split is {config.split!r}: emoji has {', '.join(SPLITS)}, "
+                "each once; + joins them"
+            )
         _check_concepts(config.concepts)
         size = next((size for size in SIZES if size >= config.image_size), SIZES[-1])
         wanted = set(config.concepts)
         self._items: list[tuple[Any, int, EmojiFacts | None]] = []
         for variants in (False, True) if config.variants else (False,):
             builder = _open_builder(build_emoji(size, variants, config.cache_dir, limit))
-            if config.split not in builder.info.splits:
-                continue
-            rows = _open_rows(builder, config.split, "image")
-            for row in range(len(rows)):
-                try:
-                    facts = read_facts(_read_row(rows, row, config.split))
-                except BadImage:
-                    if not wanted:  # counted when it is read; what it shows, nobody knows
-                        self._items.append((rows, row, None))
-                    continue
-                # The files of a split hold nothing else. Were it not so, no run may go on.
-                if facts.split != config.split:
-                    raise RuntimeError(f"{facts.slug} of {facts.split} lies in {config.split}")
-                if not wanted or facts.concept in wanted:
-                    self._items.append((rows, row, facts))
+            for split in splits:
+                if split in builder.info.splits:
+                    self._items += _find_items(builder, split, wanted)
+        if len(splits) > 1:
+            self._items.sort(key=lambda item: item[2].label if item[2] else "")
         self._split = config.split
         if not self._items:
             raise UserError(f"data.concepts: none of them has a picture in split {config.split!r}")
@@ -63,6 +60,27 @@ class EmojiSource:
         example = _read_row(rows, row, self._split)
         facts = facts or read_facts(example)
         return Record(f"{facts.style}/{facts.slug}", example["image"], facts)
+
+
+def _find_items(
+    builder: Any, split: str, wanted: set[str]
+) -> list[tuple[Any, int, EmojiFacts | None]]:
+    """Rows of a split that show a wanted concept (none: all), as (rows, row, facts)."""
+    rows = _open_rows(builder, split, "image")
+    items: list[tuple[Any, int, EmojiFacts | None]] = []
+    for row in range(len(rows)):
+        try:
+            facts = read_facts(_read_row(rows, row, split))
+        except BadImage:
+            if not wanted:  # counted when it is read; what it shows, nobody knows
+                items.append((rows, row, None))
+            continue
+        # The files of a split hold nothing else. Were it not so, no run may go on.
+        if facts.split != split:
+            raise RuntimeError(f"{facts.slug} of {facts.split} lies in {split}")
+        if not wanted or facts.concept in wanted:
+            items.append((rows, row, facts))
+    return items
 
 
 def _check_concepts(concepts: Sequence[str]) -> None:
