@@ -23,7 +23,7 @@ from unclip_jax.diffusion.samplers import (
 from unclip_jax.errors import UserError
 from unclip_jax.generation.captions import Caption
 from unclip_jax.generation.guided import make_chain, make_guided
-from unclip_jax.models.decoder import Decoder
+from unclip_jax.models.decoder import EncodedCondition, denoise_picture, encode_condition
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.recipes.decoder import DecoderRecipe
 
@@ -64,18 +64,19 @@ def make_decoder(
     Raises:
         UserError: an embedding or a known part for a decoder that reads none.
     """
-    module, width = Decoder(recipe.model), recipe.model.embedding_width
+    model, width = recipe.model, recipe.model.embedding_width
     if width is None and condition.embedding is not None:
         raise UserError(
             "this decoder reads captions alone (model.embedding_width is None): give no embedding"
         )
 
-    def run(xt: Array, t: Array, given: tuple[Any, Any, Caption, Any]) -> Array:
+    def encode(given: tuple[Any, Any, Caption, Any]) -> tuple[EncodedCondition, Any]:
         vectors, has_embedding, caption, known = given
         text = (caption.tokens, text_mask(caption.tokens), caption.embedding, caption.states)
-        inputs = (xt, t, vectors, has_embedding, *text, known)
-        output: Any = module.apply({"params": params}, *inputs)
-        return output
+        return encode_condition(model, params, vectors, has_embedding, *text), known
+
+    def run(xt: Array, t: Array, encoded: tuple[EncodedCondition, Any]) -> Array:
+        return denoise_picture(model, params, encoded[0], xt, t, encoded[1])
 
     vectors = none = has = has_none = None
     if width is not None:
@@ -90,7 +91,9 @@ def make_decoder(
     given = (vectors, has, condition.caption, condition.known)
     nothing = (none, has_none, condition.empty, condition.known)
     learned = recipe.diffusion.variance == "learned_range"
-    return make_guided(run, given, nothing, config, has_variance=learned, scale=guidance)
+    return make_guided(
+        run, given, nothing, config, has_variance=learned, scale=guidance, prepare=encode
+    )
 
 
 def decode_embedding(

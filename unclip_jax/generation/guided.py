@@ -28,19 +28,25 @@ def make_guided(
     *,
     has_variance: bool,
     scale: Array | None = None,
+    prepare: Callable[[Any], Any] = lambda condition: condition,
 ) -> Callable[[Array, Array], Array]:
     """The network under its condition, guided away from `nothing` (one row) if the scale is not 1.
 
     Both branches run as one batch of twice the rows.
 
     Args:
+        run: (x_t, t, what `prepare` made of the condition) → the network's output.
         scale: [B] float32, of each row; None is the config's, for all.
+        prepare: what the network computes of its condition alone, once for all steps.
     """
     if scale is None and config.guidance_scale == 1.0:
-        return lambda xt, t: run(xt, t, condition)
+        prepared = prepare(condition)
+        return lambda xt, t: run(xt, t, prepared)
     scales = config.guidance_scale if scale is None else scale
-    both = jax.tree.map(
-        lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), condition, nothing
+    both = prepare(
+        jax.tree.map(
+            lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape)]), condition, nothing
+        )
     )
 
     def denoise(xt: Array, t: Array) -> Array:

@@ -18,11 +18,12 @@ from unclip_jax.generation.captions import Caption
 from unclip_jax.generation.code_sampling import sample_ar_prior
 from unclip_jax.generation.guided import make_chain, make_guided
 from unclip_jax.generation.sampling import SamplingConfig
+from unclip_jax.models.cached_transformer import Cache
 from unclip_jax.models.clip import normalize
 from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.models.linear_prior import sample_linear_prior
 from unclip_jax.models.one_step_prior import sample_one_step_prior
-from unclip_jax.models.prior import DiffusionPrior, PriorConfig
+from unclip_jax.models.prior import PriorConfig, denoise_embedding, read_caption
 from unclip_jax.models.text import text_mask
 from unclip_jax.training.embedding_statistics import EmbeddingStatistics
 from unclip_jax.training.recipe import AnyPriorRecipe
@@ -114,22 +115,23 @@ def _diffusion_prior(
         raise UserError(
             "this prior works in whitened space, and its statistics are missing: load its folder"
         )
-    module, chain = DiffusionPrior(recipe.model), make_chain(recipe.diffusion, config)
+    model, chain = recipe.model, make_chain(recipe.diffusion, config)
     table = None
     if config.variance == "analytic":
-        table = _variance_table(recipe.model, chain, score_norms)
+        table = _variance_table(model, chain, score_norms)
 
     def draw(params: Any, caption: Caption, keys: Array) -> Array:
-        def run(xt: Array, t: Array, text: Caption) -> Array:
-            mask = text_mask(text.tokens)
-            output: Any = module.apply({"params": params}, xt, t, text.embedding, text.states, mask)
-            return output
+        def read(text: Caption) -> Cache:
+            return read_caption(model, params, text.embedding, text.states, text_mask(text.tokens))
+
+        def run(xt: Array, t: Array, cache: Cache) -> Array:
+            return denoise_embedding(model, params, cache, xt, t)
 
         x_T, step_noise = split_draws(noise, len(chain))
         drawn = sample(
-            make_guided(run, caption, empty, config, has_variance=False),
+            make_guided(run, caption, empty, config, has_variance=False, prepare=read),
             chain,
-            (keys.shape[0], recipe.model.embedding_width),
+            (keys.shape[0], model.embedding_width),
             config=config,
             prediction=recipe.diffusion.prediction,
             variance=recipe.diffusion.variance,
@@ -138,7 +140,7 @@ def _diffusion_prior(
             x_T=x_T,
             noise=step_noise,
         )
-        if recipe.model.is_whitened:
+        if model.is_whitened:
             assert statistics is not None
             return drawn * statistics.deviation + statistics.mean
         return normalize(drawn)

@@ -4,14 +4,19 @@ Ramesh et al. 2022, section 2.1: the embedding is projected and added to the tim
 projected once more to four tokens that join the text encoder's output. GLIDE's caption path stays:
 a text encoder that is trained with the decoder. Karlo has none, and reads what CLIP makes of the
 caption instead.
+
+What the conditions come to depends neither on the picture nor on the timestep: `encode_condition`
+computes it once for all steps of a chain, and `denoise_picture` is the step.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -21,7 +26,7 @@ from unclip_jax.models.known import KNOWN_CHANNELS, known_or_nothing
 from unclip_jax.models.layers import Dense, layer_norm
 from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.text import TextConfig, TextTransformer
-from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.models.unet import UNet, UNetConfig, project_context
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,44 @@ class DecoderConfig:
         return math.sqrt(self.embedding_width or 1)
 
 
+@dataclass(frozen=True)
+class EncodedCondition:
+    """What the U-Net is told besides the picture and the timestep."""
+
+    time_condition: Array
+    """[B, time_width], added to the time embedding."""
+    context: Array | Mapping[str, Array]
+    """[B, S, context_width] tokens, or `unet.project_context` of them."""
+    context_mask: Array | None
+    """[B, S] bool, False at padding where it is hidden."""
+
+
+jax.tree_util.register_dataclass(EncodedCondition)
+
+
 class Decoder(nn.Module):
     """Noisy picture, timestep, CLIP image embedding and caption → the U-Net's raw output."""
 
     config: DecoderConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        width, time_width = c.embedding_width, c.unet.time_width
+        if c.text is None:
+            self.states_to_context = Dense(c.unet.context_width or 0)
+            self.states_norm = layer_norm("states_norm")
+        else:
+            self.text = TextTransformer(c.text)
+        self.text_to_time = Dense(time_width)
+        if width is not None:
+            if c.null_embedding == "learned":
+                self.null_embedding = self.param(
+                    "null_embedding", nn.initializers.normal(1.0), (width,)
+                )
+            self.embedding_to_tokens = Dense(c.num_embedding_tokens * (c.unet.context_width or 0))
+            self.embedding_to_time = Dense(time_width)
+        self.unet = UNet(c.unet)
+
     def __call__(
         self,
         x: Array,
@@ -114,42 +151,86 @@ class Decoder(nn.Module):
         Raises:
             UserError: a known part for a decoder that reads none.
         """
-        c = self.config
-        known = known_or_nothing(known, x, is_inpainting=c.is_inpainting)
-        width = c.embedding_width
-        if width is None:
-            embedding = None
-        else:
-            assert embedding is not None and has_embedding is not None
-            null = jnp.zeros(width)
-            if c.null_embedding == "learned":
-                null = self.param("null_embedding", nn.initializers.normal(1.0), (width,))
-            embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
+        given = (embedding, has_embedding, tokens, text_mask, text_embedding, text_states)
+        return self.denoise(x, t, self.encode(*given, train=train), known, train=train)
 
+    def encode(
+        self,
+        embedding: Array | None,
+        has_embedding: Array | None,
+        tokens: Array,
+        text_mask: Array,
+        text_embedding: Array | None = None,
+        text_states: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> EncodedCondition:
+        """Arguments as `__call__`; the context as tokens."""
+        c = self.config
         if c.text is None:
             assert text_states is not None and text_embedding is not None
-            states = Dense(c.unet.context_width or 0, name="states_to_context")(text_states)
-            states, pooled = layer_norm("states_norm")(states), text_embedding
+            states = self.states_norm(self.states_to_context(text_states))
+            pooled = text_embedding
         else:
-            states, pooled = TextTransformer(c.text, name="text")(tokens, text_mask, train=train)
-        context, context_mask = states, text_mask if c.masks_padding else None
-        if embedding is not None:
-            context, context_mask = self.context(embedding, states, text_mask)
-        time_condition = Dense(c.unet.time_width, name="text_to_time")(pooled)
-        if embedding is not None:
-            time_condition += Dense(c.unet.time_width, name="embedding_to_time")(embedding)
-        inputs = (x, t, time_condition, context, context_mask, known)
-        return UNet(c.unet, name="unet")(*inputs, train=train)
+            states, pooled = self.text(tokens, text_mask, train=train)
+        time_condition = self.text_to_time(pooled)
+        if c.embedding_width is None:
+            return EncodedCondition(time_condition, states, text_mask if c.masks_padding else None)
 
-    def context(
-        self, embedding: Array, states: Array, text_mask: Array
-    ) -> tuple[Array, Array | None]:
-        """The embedding's tokens in front of the caption's states, and the mask over both."""
-        c, batch, width = self.config, embedding.shape[0], states.shape[-1]
-        tokens = Dense(c.num_embedding_tokens * width, name="embedding_to_tokens")(embedding)
-        tokens = tokens.reshape(batch, c.num_embedding_tokens, width)
-        context = jnp.concatenate([tokens, states], axis=1)
-        if not c.masks_padding:
-            return context, None
-        visible = jnp.ones((batch, c.num_embedding_tokens), bool)
-        return context, jnp.concatenate([visible, text_mask], axis=1)
+        assert embedding is not None and has_embedding is not None
+        is_learned = c.null_embedding == "learned"
+        null = self.null_embedding if is_learned else jnp.zeros(c.embedding_width)
+        embedding = jnp.where(has_embedding[:, None], embedding * c.scale, null)
+        time_condition += self.embedding_to_time(embedding)
+        # The embedding's tokens go in front of the caption's states.
+        shape = (embedding.shape[0], c.num_embedding_tokens, states.shape[-1])
+        front = self.embedding_to_tokens(embedding).reshape(shape)
+        context, mask = jnp.concatenate([front, states], axis=1), None
+        if c.masks_padding:
+            mask = jnp.concatenate([jnp.ones(shape[:2], bool), text_mask], axis=1)
+        return EncodedCondition(time_condition, context, mask)
+
+    def denoise(
+        self,
+        x: Array,
+        t: Array,
+        condition: EncodedCondition,
+        known: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """As `__call__`, for a condition that is encoded."""
+        c = condition
+        known = known_or_nothing(known, x, is_inpainting=self.config.is_inpainting)
+        inputs = (x, t, c.time_condition, c.context, c.context_mask, known)
+        return self.unet(*inputs, train=train)
+
+
+# -- one step at a time, with what the conditions come to kept
+
+
+def encode_condition(config: DecoderConfig, params: Any, *condition: Any) -> EncodedCondition:
+    """What every step of a chain is told, the context projected for each attention block.
+
+    Args:
+        params: of the `Decoder`.
+        condition: arguments of `Decoder.encode`.
+    """
+    encoded: Any = Decoder(config).apply({"params": params}, *condition, method="encode")
+    context = project_context(config.unet, params["unet"], encoded.context)
+    return EncodedCondition(encoded.time_condition, context, encoded.context_mask)
+
+
+def denoise_picture(
+    config: DecoderConfig,
+    params: Any,
+    condition: EncodedCondition,
+    x: Array,
+    t: Array,
+    known: Array | None = None,
+) -> Array:
+    """The output of `Decoder` for a condition that is encoded; other arguments as `Decoder`."""
+    output: Any = Decoder(config).apply(
+        {"params": params}, x, t, condition, known, method="denoise"
+    )
+    return output

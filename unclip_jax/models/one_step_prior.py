@@ -18,7 +18,7 @@ from jax import Array
 from unclip_jax.errors import UserError
 from unclip_jax.models.clip import normalize
 from unclip_jax.models.layers import Dense
-from unclip_jax.models.prior import PriorConfig, predict_at_query
+from unclip_jax.models.prior import PriorConfig, QuerySequence
 from unclip_jax.models.transformer import TransformerConfig
 
 
@@ -41,7 +41,12 @@ class OneStepPrior(nn.Module):
 
     config: OneStepPriorConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        transformer = self.config.transformer
+        self.noise_projection = Dense(transformer.width, dtype=jnp.dtype(transformer.dtype))
+        self.sequence = QuerySequence(self.config, num_tokens=1)
+        nn.share_scope(self, self.sequence)
+
     def __call__(
         self,
         noise: Array,
@@ -60,12 +65,8 @@ class OneStepPrior(nn.Module):
         Returns:
             [B, embedding_width] float32, scaled (see `OneStepPriorConfig.scale`).
         """
-        c = self.config
-        dtype = jnp.dtype(c.transformer.dtype)
-        token = Dense(c.transformer.width, dtype=dtype, name="noise_projection")(noise)
-        return predict_at_query(
-            self, c, text_states, text_mask, text_embedding, [token], train=train
-        )
+        tokens = [self.noise_projection(noise)]
+        return self.sequence(text_embedding, text_states, text_mask, tokens, train=train)
 
 
 def one_step_loss(

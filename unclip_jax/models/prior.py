@@ -5,17 +5,23 @@ noised CLIP image embedding, learned query] under a causal mask, and the output 
 predicts the clean image embedding itself. Details that the paper leaves open follow Karlo: the
 encoded caption is the CLIP text encoder's last hidden states, positions are learned, padding is
 masked as well.
+
+The causal mask lets nothing of the caption see the timestep or the noised embedding, so that in
+sampling the caption is read once (`read_caption`) and every step computes the three positions after
+it (`denoise_embedding`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from unclip_jax.models.cached_transformer import Cache, CachedTransformer, empty_cache
 from unclip_jax.models.layers import Dense, layer_norm, timestep_embedding
 from unclip_jax.models.limits import check_sizes
 from unclip_jax.models.transformer import Transformer, TransformerConfig, causal_mask
@@ -53,12 +59,100 @@ class PriorConfig:
         return SCALE_PER_SQRT_WIDTH * math.sqrt(self.embedding_width)
 
 
+class QuerySequence(nn.Module):
+    """[caption, text embedding, *tokens, learned query], and the embedding read at the query.
+
+    A prior shares its scope with this module: the parameters are the prior's own.
+    """
+
+    config: PriorConfig
+    num_tokens: int
+
+    def setup(self) -> None:
+        c, width = self.config, self.config.transformer.width
+        dtype = jnp.dtype(c.transformer.dtype)
+        normal = nn.initializers.normal
+        self.text_projection = Dense(width, dtype=dtype)
+        self.text_embedding_projection = Dense(width, dtype=dtype)
+        self.query = self.param("query", normal(0.01), (width,))
+        self.positional_embedding = self.param(
+            "positional_embedding", normal(0.01), (self.length, width)
+        )
+        self.transformer = Transformer(c.transformer)
+        self.norm_out = layer_norm("norm_out")
+        self.projection = Dense(c.embedding_width)
+
+    @property
+    def prefix_length(self) -> int:
+        """The caption and the text embedding."""
+        return self.config.context_length + 1
+
+    @property
+    def length(self) -> int:
+        """Positions of the whole sequence."""
+        return self.prefix_length + self.num_tokens + 1
+
+    def __call__(
+        self,
+        text_embedding: Array,
+        text_states: Array,
+        text_mask: Array,
+        tokens: list[Array],
+        *,
+        train: bool = False,
+    ) -> Array:
+        """
+        Args:
+            text_embedding: [B, embedding_width] float32, unit norm.
+            text_states: [B, context_length, text_width] float32.
+            text_mask: [B, context_length] bool, False at padding.
+            tokens: num_tokens of [B, width], compute dtype.
+        Returns:
+            [B, embedding_width] float32, scaled.
+        """
+        prefix_BPD = self.embed_prefix(text_embedding, text_states)
+        sequence = jnp.concatenate([prefix_BPD, self.embed_tokens(tokens)], axis=1)
+        mask = causal_mask(self.length) & self.visible(text_mask)[:, None, None, :]
+        return self.read_query(self.transformer(sequence, mask, train=train))
+
+    def embed_prefix(self, text_embedding: Array, text_states: Array) -> Array:
+        """[B, prefix_length, width], the input at the positions before the tokens."""
+        # Unit vectors have entries of about 1/sqrt(D): bring them to the scale of the prediction.
+        text_token = self.text_embedding_projection(text_embedding * self.config.scale)
+        caption_BLD = self.text_projection(text_states)
+        prefix_BPD = jnp.concatenate([caption_BLD, text_token[:, None]], axis=1)
+        positions = self.positional_embedding[: self.prefix_length]
+        return prefix_BPD + positions.astype(prefix_BPD.dtype)
+
+    def embed_tokens(self, tokens: list[Array]) -> Array:
+        """[B, num_tokens + 1, width], the input at the tokens and at the query."""
+        query = jnp.broadcast_to(self.query.astype(tokens[0].dtype), tokens[0].shape)
+        tail_BTD = jnp.stack([*tokens, query], axis=1)
+        return tail_BTD + self.positional_embedding[self.prefix_length :].astype(tail_BTD.dtype)
+
+    def visible(self, text_mask: Array) -> Array:
+        """[B, length] bool: all but the caption's padding."""
+        rest = self.length - text_mask.shape[1]
+        return jnp.pad(text_mask, ((0, 0), (0, rest)), constant_values=True)
+
+    def read_query(self, states_BTD: Array) -> Array:
+        """[B, T, width], the query last → [B, embedding_width] float32."""
+        return self.projection(self.norm_out(states_BTD[:, -1])).astype(jnp.float32)
+
+
 class DiffusionPrior(nn.Module):
     """Predicts the scaled clean image embedding."""
 
     config: PriorConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        width, dtype = self.config.transformer.width, jnp.dtype(self.config.transformer.dtype)
+        self.time_in = Dense(width, dtype=dtype)
+        self.time_out = Dense(width, dtype=dtype)
+        self.image_embedding_projection = Dense(width, dtype=dtype)
+        self.sequence = QuerySequence(self.config, num_tokens=2)
+        nn.share_scope(self, self.sequence)
+
     def __call__(
         self,
         noisy: Array,
@@ -79,57 +173,62 @@ class DiffusionPrior(nn.Module):
         Returns:
             [B, embedding_width] float32, the prediction of the clean scaled embedding.
         """
-        c, width = self.config, self.config.transformer.width
+        tokens = self.tokens(noisy, t)
+        return self.sequence(text_embedding, text_states, text_mask, tokens, train=train)
 
-        def project(name: str) -> Dense:
-            return Dense(width, dtype=jnp.dtype(c.transformer.dtype), name=name)
+    def tokens(self, noisy: Array, t: Array) -> list[Array]:
+        """Timestep and noised embedding, each [B, width]."""
+        time = timestep_embedding(t, self.config.transformer.width)
+        time = self.time_out(nn.silu(self.time_in(time)))
+        return [time, self.image_embedding_projection(noisy)]
 
-        time = timestep_embedding(t, width)
-        time = project("time_out")(nn.silu(project("time_in")(time)))
-        tokens = [time, project("image_embedding_projection")(noisy)]
-        return predict_at_query(
-            self, c, text_states, text_mask, text_embedding, tokens, train=train
+    def embed_caption(
+        self, text_embedding: Array, text_states: Array, text_mask: Array
+    ) -> tuple[Array, Array]:
+        """Input [B, prefix_length, width] at the caption, and all visible positions [B, length]."""
+        return self.sequence.embed_prefix(text_embedding, text_states), self.sequence.visible(
+            text_mask
         )
 
+    def embed_step(self, noisy: Array, t: Array) -> Array:
+        """[B, 3, width], the input at the positions after the caption."""
+        return self.sequence.embed_tokens(self.tokens(noisy, t))
 
-def predict_at_query(
-    module: nn.Module,
-    config: PriorConfig,
-    text_states: Array,
-    text_mask: Array,
-    text_embedding: Array,
-    tokens: list[Array],
-    *,
-    train: bool,
+    def read_query(self, states_BTD: Array) -> Array:
+        """See `QuerySequence.read_query`."""
+        return self.sequence.read_query(states_BTD)
+
+
+# -- one step at a time, with the caption's keys and values kept
+
+
+def read_caption(
+    config: PriorConfig, params: Any, text_embedding: Array, text_states: Array, text_mask: Array
+) -> Cache:
+    """What every step of a chain attends to; arguments as `DiffusionPrior`."""
+    text = (text_embedding, text_states, text_mask)
+    embedded: Any = DiffusionPrior(config).apply({"params": params}, *text, method="embed_caption")
+    prefix_BPD, visible = embedded
+    cache = empty_cache(config.transformer, visible)
+    tower = CachedTransformer(config.transformer)
+    read: Any = tower.apply({"params": params["transformer"]}, prefix_BPD, cache, 0)
+    return read[1]
+
+
+def denoise_embedding(
+    config: PriorConfig, params: Any, cache: Cache, noisy: Array, t: Array
 ) -> Array:
-    """An embedding, read at the last of [caption, text embedding, *tokens, learned query].
+    """The output of `DiffusionPrior` for a caption that was read.
 
     Args:
-        module: the prior that calls this in its compact method; the parameters become its own.
-        text_states: [B, context_length, text_width] float32.
-        text_mask: [B, context_length] bool, False at padding.
-        text_embedding: [B, embedding_width] float32, unit norm.
-        tokens: each [B, width], compute dtype.
+        noisy: [B, embedding_width] float32, scaled and noised.
+        t: [B] int32, original timestep index.
     Returns:
-        [B, embedding_width] float32, scaled.
+        [B, embedding_width] float32.
     """
-    c, width, dtype = config, config.transformer.width, jnp.dtype(config.transformer.dtype)
-    # Unit vectors have entries of about 1/sqrt(D): bring them to the scale of the prediction.
-    text_token = Dense(width, dtype=dtype, name="text_embedding_projection")(
-        text_embedding * c.scale
-    )
-    query = module.param("query", nn.initializers.normal(0.01), (width,))
-    query = jnp.broadcast_to(query.astype(dtype), text_token.shape)
-    tail_BTD = jnp.stack([text_token, *tokens, query], axis=1)
-    caption_BLD = Dense(width, dtype=dtype, name="text_projection")(text_states)
-    sequence = jnp.concatenate([caption_BLD, tail_BTD], axis=1)
-    length = c.context_length + tail_BTD.shape[1]
-    positions = module.param("positional_embedding", nn.initializers.normal(0.01), (length, width))
-    visible = jnp.concatenate([text_mask, jnp.ones(tail_BTD.shape[:2], bool)], axis=1)
-    states = Transformer(c.transformer, name="transformer")(
-        sequence + positions.astype(dtype),
-        causal_mask(length) & visible[:, None, None, :],
-        train=train,
-    )
-    last = layer_norm("norm_out")(states[:, -1])
-    return Dense(c.embedding_width, name="projection")(last).astype(jnp.float32)
+    prior, tower = DiffusionPrior(config), CachedTransformer(config.transformer)
+    x_B3D: Any = prior.apply({"params": params}, noisy, t, method="embed_step")
+    start = config.context_length + 1
+    states: Any = tower.apply({"params": params["transformer"]}, x_B3D, cache, start)
+    output: Any = prior.apply({"params": params}, states[0], method="read_query")
+    return output

@@ -3,12 +3,16 @@
 A level is `depth` residual blocks, each followed by attention where the level's resolution asks for
 it, and ends in a residual block that halves the resolution. The way up has one block more a level,
 and takes the states of the way down as extra channels.
+
+What attention makes of the context tokens depends neither on the picture nor on the timestep:
+`project_context` computes it once for all steps of a chain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -162,6 +166,10 @@ class ResBlock(nn.Module):
         return x_BHWC + h
 
 
+CONTEXT_KV = "context_kv"
+"""Name of an attention block's projection of the context to keys and values."""
+
+
 class AttentionBlock(nn.Module):
     """Pixels attend to the context tokens and to each other, in one softmax (GLIDE)."""
 
@@ -169,8 +177,13 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BHWC: Array, context_BSD: Array | None, context_mask_BS: Array | None
+        self,
+        x_BHWC: Array,
+        context_BSD: Array | None,
+        context_mask_BS: Array | None,
+        context_kv: Array | None = None,
     ) -> Array:
+        """`context_kv` is `context_BSD` as `project_context` leaves it, and takes its place."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         batch, height, width, channels = x_BHWC.shape
         heads, pixels = c.num_heads(channels), height * width
@@ -180,9 +193,10 @@ class AttentionBlock(nn.Module):
 
         mask = None
         if context_BSD is not None:
-            length = context_BSD.shape[1]
-            kv = Dense(2 * channels, dtype=dtype, name="context_kv")(context_BSD)
-            context_k, context_v = jnp.moveaxis(kv.reshape(batch, length, 2, heads, -1), 2, 0)
+            context_kv = Dense(2 * channels, dtype=dtype, name=CONTEXT_KV)(context_BSD)
+        if context_kv is not None:
+            kv = context_kv.reshape(batch, context_kv.shape[1], 2, heads, -1)
+            context_k, context_v = jnp.moveaxis(kv, 2, 0)
             k = jnp.concatenate([context_k, k], axis=1)
             v = jnp.concatenate([context_v, v], axis=1)
             if context_mask_BS is not None:  # the pixels' own keys are always visible
@@ -204,7 +218,7 @@ class UNet(nn.Module):
         x_BHWC: Array,
         t: Array,
         time_condition: Array | None = None,
-        context: Array | None = None,
+        context: Array | Mapping[str, Array] | None = None,
         context_mask: Array | None = None,
         known: Array | None = None,
         *,
@@ -216,7 +230,7 @@ class UNet(nn.Module):
                 divisible by patch_size * 2 ** (levels - 1).
             t: [B] int32, original timestep index.
             time_condition: [B, time_width] added to the time embedding.
-            context: [B, S, context_width] tokens for the attention.
+            context: [B, S, context_width] tokens for the attention, or `project_context` of them.
             context_mask: [B, S] bool, False where a token must not be attended to.
             known: [B, H, W, 4] float32, further channels of an inpainting network, see `known.py`;
                 the first convolution reads them after all of x, with weights that begin at zero.
@@ -232,7 +246,8 @@ class UNet(nn.Module):
             return res_block(c, width, resample, train, name=name)(h, time)  # type: ignore[arg-type]
 
         def attend(name: str, h: Array) -> Array:
-            return attention_block(c, name=name)(h, context, context_mask)
+            tokens, kv = (None, context[name]) if isinstance(context, Mapping) else (context, None)
+            return attention_block(c, name=name)(h, tokens, context_mask, kv)
 
         time = timestep_embedding(t, c.sinusoids)
         time = nn.silu(Dense(c.time_width, dtype=dtype, name="time_in")(time))
@@ -285,6 +300,24 @@ class UNet(nn.Module):
             out_channels, (3, 3), padding=1, kernel_init=nn.initializers.zeros, name="conv_out"
         )(h)
         return depth_to_space(h, c.patch_size).astype(jnp.float32)
+
+
+def project_context(config: UNetConfig, params: Any, context_BSD: Array) -> dict[str, Array]:
+    """Keys and values of the context, for each attention block of a U-Net by its name.
+
+    Args:
+        params: of the `UNet`.
+        context_BSD: [B, S, context_width].
+    Returns:
+        each [B, S, 2 * channels], compute dtype.
+    """
+
+    def project(block: Any) -> Array:
+        layer = Dense(block["bias"].shape[0], dtype=jnp.dtype(config.dtype))
+        projected: Any = layer.apply({"params": block}, context_BSD)
+        return projected
+
+    return {name: project(p[CONTEXT_KV]) for name, p in params.items() if CONTEXT_KV in p}
 
 
 def space_to_depth(x_BHWC: Array, size: int) -> Array:
