@@ -23,9 +23,15 @@ from unclip_jax.interop.comparison.rows import Row, compare_arrays
 from unclip_jax.interop.comparison.trace import Trace
 from unclip_jax.interop.foreign_stage import ForeignModel
 from unclip_jax.interop.unet_keys import unet_places
+from unclip_jax.models.cached_transformer import Cache
 from unclip_jax.models.clip import CLIP
 from unclip_jax.models.decoder import Decoder, DecoderConfig
-from unclip_jax.models.prior import DiffusionPrior, PriorConfig
+from unclip_jax.models.prior import (
+    DiffusionPrior,
+    PriorConfig,
+    denoise_embedding,
+    read_caption,
+)
 from unclip_jax.models.text import text_mask
 from unclip_jax.models.unet import UNet, UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, resize_low_resolution
@@ -148,7 +154,7 @@ def _decoder(
     found = probed(500)[1]
     condition = found["text_to_time"]["__call__"][0] + found["embedding_to_time"]["__call__"][0]
     yield compare_arrays("decoder: time condition", condition, arrays["decoder/time_condition"])
-    yield compare_arrays("decoder: context", found["context"][0][0], arrays["decoder/context"])
+    yield compare_arrays("decoder: context", found["encode"][0].context, arrays["decoder/context"])
     yield from _unet_rows("decoder", recipe.model.unet, arrays, found["unet"])
     yield from _outputs("decoder", arrays, probed)
     empty, prompted = (jax.tree.map(lambda x, s=s: x[s], caption) for s in _halves(half))
@@ -217,7 +223,7 @@ def _inside(module: Any, params: Any, *given: Any) -> Any:
     out, kept = module.apply(
         {"params": params},
         *given,
-        capture_intermediates=lambda _, method: method in ("__call__", "context"),
+        capture_intermediates=lambda _, method: method in ("__call__", "encode"),
         mutable=["intermediates"],
     )
     return out, kept["intermediates"]
@@ -233,11 +239,13 @@ def _guided_prior(
     x: Any,
     t: Any,
 ) -> Any:
-    def run(xt: Any, t: Any, text: Caption) -> Any:
-        given = (xt, t, text.embedding, text.states, text_mask(text.tokens))
-        return DiffusionPrior(config).apply({"params": params}, *given)
+    def read(text: Caption) -> Cache:
+        return read_caption(config, params, text.embedding, text.states, text_mask(text.tokens))
 
-    return make_guided(run, text, nothing, how, has_variance=False)(x, t)
+    def run(xt: Any, t: Any, cache: Cache) -> Any:
+        return denoise_embedding(config, params, cache, xt, t)
+
+    return make_guided(run, text, nothing, how, has_variance=False, prepare=read)(x, t)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
