@@ -37,7 +37,7 @@ from unclip_jax.interop.karlo.diffusers_folder import open_diffusers_folder
 from unclip_jax.models.clip import CLIP, CLIPConfig
 from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.models.prior import DiffusionPrior, PriorConfig
-from unclip_jax.models.text import TextConfig, text_mask
+from unclip_jax.models.text import text_mask
 from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.upsampler import Upsampler
@@ -214,17 +214,16 @@ def _dalle2_decoder(folder: Path, options: argparse.Namespace) -> Ours:
     unet = UNetConfig(
         image_size=64,
         out_channels=3,
-        channels=64,
-        channel_mult=(1, 2, 3, 4),
+        channels=32,
+        channel_mult=(1, 2, 4, 8),
         depth=(1, 1, 1, 2),
         attention_resolutions=(16, 8),
-        head_channels=32,
+        head_channels=16,
         context_width=128,
     )
-    text = TextConfig(49408, 77, TransformerConfig(width=128, depth=1, heads=2))
     recipe = DecoderRecipe(
         clip="",
-        model=DecoderConfig(unet=unet, text=text, embedding_width=512),
+        model=DecoderConfig(unet=unet, text=None, clip_text_width=512, embedding_width=512),
         diffusion=DiffusionConfig(variance="fixed_small"),
         batch_size=options.batch // 2,
         optim=OPTIM,
