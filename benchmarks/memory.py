@@ -1,6 +1,6 @@
 """Peak memory of each stage of Karlo's architecture, beside diffusers.
 
-    python benchmarks/memory.py [--width 0.25] [--batch 4]
+    python benchmarks/memory.py [--width 0.125] [--batch 2]
 
 Each stage of each side runs one step of its chain in a process of its own, weights read from disk
 included, and says the largest resident set (on a GPU the largest allocation). What the imports take
@@ -25,8 +25,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--weights", type=Path, help="a folder to keep the random weights in")
     parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")

@@ -1,6 +1,6 @@
 """Text → 256 pixels at Karlo's architecture, beside diffusers' components, stage by stage.
 
-    python benchmarks/sampling.py [--width 0.25] [--batches 1 4 16] [--steps 25 25 7] [--rounds 3]
+    python benchmarks/sampling.py [--width 0.125] [--batches 1 4 16] [--steps 25 25 7] [--rounds 3]
 
 Both sides load one folder of random weights, ours by the importer, and are given the same noise;
 their outputs are compared before anything is timed. torch runs eager and compiled, with its fused
@@ -44,7 +44,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--steps", type=int, nargs=3, default=[25, 25, 7])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
