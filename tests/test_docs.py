@@ -58,6 +58,7 @@ NOT_HERE = {
     "python train.py configs/dalle2": "days on a pod",
     "python train.py configs/emoji/decoder_inpaint.py": "from the shipped decoder: tests/training",
     "python -m unclip_jax export --decoder-inpaint": "of that run",
+    "python -m benchmarks.findings": "hours",
     "srun": "needs SLURM",
     "JAX_COORDINATOR_ADDRESS=": "two processes that wait for each other: tests/training",
     "XLA_FLAGS=": "devices are made before JAX starts: tests/training/test_sharding.py",
@@ -142,6 +143,9 @@ def start(repository: Path, model: Path, tmp_path_factory: pytest.TempPathFactor
     for name in ("toy", "dalle2"):
         shutil.copytree(repository / "configs" / name, folder / "configs" / name)
     shutil.copytree(repository / "configs" / "toy", folder / "configs" / "emoji")
+    shutil.copy(
+        repository / "configs" / "toy" / "clip.py", folder / "configs" / "emoji" / "judge.py"
+    )
     decoder = folder / "configs" / "emoji" / "decoder.py"  # one level, as `_small_decoder`
     smaller = decoder.read_text().replace("channel_mult=(1, 2)", "channel_mult=(1,)")
     decoder.write_text(smaller.replace("attention_resolutions=(8,)", "attention_resolutions=(16,)"))
@@ -228,7 +232,8 @@ def test_readme(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(command: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command of a page, as far as it can be run here."""
     if any(command.startswith(start) for start in NOT_HERE):
-        if not command.startswith("python "):  # it may come later in the line
+        if not command.startswith(("python sample", "python train", "python -m unclip_jax")):
+            # It may come later in the line.
             within = re.search(r"python (?:-m unclip_jax|\w+\.py) [^\"]*", command)
             command = within[0] if within else ""
         if command:
