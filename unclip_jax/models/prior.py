@@ -186,9 +186,8 @@ class DiffusionPrior(nn.Module):
         self, text_embedding: Array, text_states: Array, text_mask: Array
     ) -> tuple[Array, Array]:
         """Input [B, prefix_length, width] at the caption, and all visible positions [B, length]."""
-        return self.sequence.embed_prefix(text_embedding, text_states), self.sequence.visible(
-            text_mask
-        )
+        prefix_BPD = self.sequence.embed_prefix(text_embedding, text_states)
+        return prefix_BPD, self.sequence.visible(text_mask)
 
     def embed_step(self, noisy: Array, t: Array) -> Array:
         """[B, 3, width], the input at the positions after the caption."""
