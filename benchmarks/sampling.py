@@ -125,6 +125,7 @@ def our_side(
         how,
         batch_size=-(-len(prompts) // jax.device_count()),
         upsample_batch_size=len(prompts),
+        dtype=options.dtype,
         prior=replace(how.prior, num_steps=options.steps[0]),
         decoder=replace(how.decoder, num_steps=options.steps[1]),
         upsampler_256=replace(how.upsampler_256, num_steps=options.steps[2]),

@@ -78,6 +78,9 @@ class DrawingOptions:
     """Pictures a device and call; another number may change the last bit of a picture."""
     stages_at_once: Literal["all", "one"] | None = None
     """Weights on the devices together: of all stages, or of one at a time for less memory."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the networks compute in; bfloat16 is faster on accelerators, and changes pictures a
+    little. None is what each was trained in."""
     no_metadata: bool = False
     """Leave no text in the pictures; manifest.jsonl still says what they were made from."""
     out: str = "out"
@@ -142,4 +145,5 @@ def sampling_of(options: DrawingOptions, default: Any) -> Any:
         num_candidates=options.candidates,
         batch_size=options.batch_size,
         stages_at_once=options.stages_at_once,
+        dtype=options.dtype,
     )

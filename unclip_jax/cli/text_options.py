@@ -44,5 +44,5 @@ class TextOptions(DrawingOptions):
             raise UserError(f"--shard-size is {self.shard_size}: give 1 or more")
 
 
-PER_RUN = ("model", "out", "batch_size", "stages_at_once", "no_metadata")
+PER_RUN = ("model", "out", "batch_size", "stages_at_once", "dtype", "no_metadata")
 """Options of a whole command that no line of a file can change."""

@@ -15,7 +15,7 @@ from unclip_jax.editing.settings import CompareConditioning, Diff, LatentEdit, M
 from unclip_jax.generation.facts import relevant_sampling
 from unclip_jax.generation.programs import PRIORS
 
-_UPSCALING = ("batch_size", "tile", "tile_overlap")
+_UPSCALING = ("batch_size", "tile", "tile_overlap", "dtype")
 
 
 def edit_facts(

@@ -83,6 +83,7 @@ def relevant_sampling(how: SamplingConfig, prior: str, upsample: int | None) -> 
         "tile": upsample is not None,
         "tile_overlap": upsample is not None and how.tile is not None,
         "stages_at_once": False,
+        "dtype": how.dtype is not None,
     }
     return {name: value for name, value in sampling.items() if reads.get(name, True)}
 

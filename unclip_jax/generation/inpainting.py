@@ -21,6 +21,7 @@ from unclip_jax.diffusion.samplers import Gradient, SamplerConfig, sample
 from unclip_jax.generation.decoder import Condition, make_decoder, sum_of, to_uint8
 from unclip_jax.generation.guided import make_chain
 from unclip_jax.generation.guides import make_guides
+from unclip_jax.generation.precision import computing_in
 from unclip_jax.generation.programs import Find, caption_encoder
 from unclip_jax.generation.rows import RowProgram, Rows
 from unclip_jax.generation.sampling import SamplingConfig
@@ -45,6 +46,7 @@ def inpaint_program(
         as_float: float32 in [-1, 1] instead of uint8.
     """
     name = TRAINED if resampling is None else "decoder"
+    find = computing_in(find, how.dtype)
     recipe: Any = find(name).recipe
     config = replace(how.decoder, guidance_scale=1.0)
     encode, guides = caption_encoder(find), make_guides(find, how)
@@ -67,7 +69,7 @@ def inpaint_program(
         return images if as_float else to_uint8(images)
 
     steered = (how.clip_guidance, how.classifier_guidance)
-    key = ("inpainting", config, resampling, steered, as_float)
+    key = ("inpainting", config, resampling, steered, as_float, how.dtype)
     names = ("clip", name, *(guide.stage for guide in guides))
     return RowProgram("inpainting", key, names, run)
 

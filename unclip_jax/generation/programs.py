@@ -24,6 +24,7 @@ from unclip_jax.generation.captions import Caption, encode_caption
 from unclip_jax.generation.decoder import Condition, decoder_run, invert_picture, to_uint8
 from unclip_jax.generation.guided import make_chain
 from unclip_jax.generation.guides import make_guides
+from unclip_jax.generation.precision import computing_in
 from unclip_jax.generation.prior import make_prior, sample_embedding
 from unclip_jax.generation.rows import RowProgram, Rows, run_in_groups
 from unclip_jax.generation.sampling import SamplingConfig
@@ -73,7 +74,7 @@ def prior_program(find: Find, how: SamplingConfig, prior: str = "diffusion") -> 
     """
     if prior not in PRIORS:
         raise UserError(f"prior {prior!r} is unknown: choose {', '.join(PRIORS)}")
-    name = PRIORS[prior]
+    find, name = computing_in(find, how.dtype), PRIORS[prior]
     stage, encode = find(name), caption_encoder(find)
     recipe: Any = stage.recipe
 
@@ -86,7 +87,7 @@ def prior_program(find: Find, how: SamplingConfig, prior: str = "diffusion") -> 
         keys = jax.random.wrap_key_data(rows["keys"])
         return sample_embedding(draw, params[name], caption, keys, how.num_candidates)
 
-    key = (name, how.prior, how.ar_prior, how.num_candidates)
+    key = (name, how.prior, how.ar_prior, how.num_candidates, how.dtype)
     return RowProgram(name, key, ("clip", name), run)
 
 
@@ -108,7 +109,7 @@ def decoder_program(find: Find, how: SamplingConfig, *, as_float: bool = False) 
         return images if as_float else to_uint8(images)
 
     steered = (how.clip_guidance, how.classifier_guidance)
-    return RowProgram("decoder", ("decoder", config, steered, as_float), names, run)
+    return RowProgram("decoder", ("decoder", config, steered, as_float, how.dtype), names, run)
 
 
 def segment_program(find: Find, how: SamplingConfig) -> RowProgram:
@@ -132,7 +133,7 @@ def segment_program(find: Find, how: SamplingConfig) -> RowProgram:
         return {**_state_rows(state), "clean": to_uint8(clean)}
 
     steered = (how.clip_guidance, how.classifier_guidance)
-    return RowProgram("decoder", ("segment", config, steered), names, run)
+    return RowProgram("decoder", ("segment", config, steered, how.dtype), names, run)
 
 
 def start_program(find: Find, how: SamplingConfig) -> RowProgram:
@@ -140,7 +141,7 @@ def start_program(find: Find, how: SamplingConfig) -> RowProgram:
     run_of, config, names = _decoder_run(find, how)
     return RowProgram(
         "decoder",
-        ("start", config),
+        ("start", config, how.dtype),
         names,
         lambda params, rows: _state_rows(run_of(params, rows).start()),
     )
@@ -154,6 +155,7 @@ def _decoder_run(
     find: Find, how: SamplingConfig
 ) -> tuple[Callable[[Any, Rows], Run], SamplerConfig, tuple[str, ...]]:
     """((parameters, rows) → the decoder's chain, its sampler, the stages that it reads)."""
+    find = computing_in(find, how.dtype)
     recipe: Any = find("decoder").recipe
     config = replace(how.decoder, guidance_scale=1.0)
     encode, guides = caption_encoder(find), make_guides(find, how)
@@ -180,6 +182,7 @@ def _decoder_run(
 def inversion_program(find: Find, how: SamplingConfig) -> RowProgram:
     """image uint8, tokens and, if it is given, embedding → the noise [B, S, S, 3] float32 from
     which the unguided decoder draws it."""
+    find = computing_in(find, how.dtype)
     recipe: Any = find("decoder").recipe
     config = replace(how.decoder, guidance_scale=1.0)
     encode = caption_encoder(find)
@@ -189,7 +192,7 @@ def inversion_program(find: Find, how: SamplingConfig) -> RowProgram:
         images = to_float(rows["image"])
         return invert_picture(recipe, params["decoder"], condition, config, images)
 
-    return RowProgram("inversion", ("inversion", config), ("clip", "decoder"), run)
+    return RowProgram("inversion", ("inversion", config, how.dtype), ("clip", "decoder"), run)
 
 
 def upsampler_program(
@@ -211,7 +214,7 @@ def upsampler_program(
         has_last: a stage `upsampler_SIZE_last` takes the last step (Karlo).
     """
     name = name or f"upsampler_{size}"
-    recipe: Any = find(name).recipe
+    recipe: Any = computing_in(find, how.dtype)(name).recipe
     config = {256: how.upsampler_256, 1024: how.upsampler_1024}[size]
     tiling = None if how.tile is None else TilingConfig(how.tile, how.tile_overlap)
 
@@ -237,7 +240,7 @@ def upsampler_program(
         return run_in_groups(upsample, rows, how.upsample_batch_size)
 
     names = (name, f"{name}_last") if has_last else (name,)
-    key = (name, config, tiling, how.upsample_batch_size, as_float)
+    key = (name, config, tiling, how.upsample_batch_size, as_float, how.dtype)
     return RowProgram(name, key, names, run)
 
 

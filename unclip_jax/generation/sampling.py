@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from unclip_jax.config import Dtype
 from unclip_jax.diffusion.samplers import SamplerConfig
 from unclip_jax.errors import UserError
 from unclip_jax.generation.code_sampling import CodeSamplerConfig
@@ -44,6 +45,9 @@ class SamplingConfig:
     the whole picture."""
     tile_overlap: int = 64
     """Pixels that neighbouring tiles share."""
+    dtype: Dtype | None = None
+    """What priors, decoder and upsamplers compute in; None is what each was trained in. bfloat16 is
+    faster on accelerators, and the pictures differ a little."""
 
     def __post_init__(self) -> None:
         for name in ("num_candidates", "batch_size", "upsample_batch_size"):
