@@ -5,8 +5,8 @@
 #   benchmarks/gpu.sh pack FOLDER     with a network: what the other machine lacks, under 64 MiB
 #   FOLDER/run benchmarks/gpu.sh PIECE [OUT]
 #
-# PIECE is sampling-prior, sampling-decoder, sampling-upsampler, training, emoji, memory, startup or
-# all, which runs one after the other. Results are JSON in OUT (benchmarks/results/gpu). The other
+# PIECE is sampling-prior, sampling-decoder, sampling-upsampler, training, roofline, emoji, memory,
+# startup or all, which runs one after the other. Results are JSON in OUT (benchmarks/results/gpu). The other
 # machine has Python 3.12, torch 2.11 or newer and JAX with CUDA; diffusers travels as a wheel.
 # Karlo is run at full size in bfloat16. WIDTH=0.125 DEVICE=cpu tries everything out without a GPU.
 set -euo pipefail
@@ -41,7 +41,8 @@ weights=$out/karlo-$width
 steps=(25 25 7)
 batches=(1 4 16)
 rounds=5
-if [[ $device == cpu ]]; then steps=(3 3 2) batches=(1 2) rounds=1; fi
+training_batch=32
+if [[ $device == cpu ]]; then steps=(3 3 2) batches=(1 2) rounds=1 training_batch=2; fi
 karlo=(--width "$width" --weights "$weights" --device "$device")
 
 case $piece in
@@ -51,19 +52,25 @@ sampling-*)
     ;;
 training)
     "$python" benchmarks/training.py --width "${WIDTH:-0.5}" --weights "$out/karlo-training" \
-        --device "$device" --rounds "$rounds" --out "$out/training.json"
+        --device "$device" --dtype "$dtype" --batch "$training_batch" --rounds "$rounds" \
+        --out "$out/training.json"
+    ;;
+roofline)
+    "$python" benchmarks/roofline.py --width "$width" --weights "$weights" --dtype "$dtype" \
+        --batch "${batches[-1]}" --steps "${steps[@]}" --rounds "$rounds" --out "$out/roofline.json"
     ;;
 emoji) "$python" benchmarks/emoji.py --rounds "$rounds" --out "$out/emoji.json" ;;
 memory) "$python" benchmarks/memory.py "${karlo[@]}" --batch 4 --out "$out/memory.json" ;;
 startup) "$python" benchmarks/startup.py --rounds 1 --out "$out/startup.json" ;;
 all)
-    for one in sampling-prior sampling-decoder sampling-upsampler training emoji memory startup; do
+    for one in sampling-prior sampling-decoder sampling-upsampler training roofline emoji memory \
+        startup; do
         "$0" "$one" "$out"
     done
     ;;
 *)
     echo "PIECE is '$piece': give pack, sampling-prior, sampling-decoder, sampling-upsampler," \
-        "training, emoji, memory, startup or all" >&2
+        "training, roofline, emoji, memory, startup or all" >&2
     exit 2
     ;;
 esac

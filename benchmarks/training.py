@@ -4,15 +4,18 @@
 
 The first four are the same network with the same weights on both sides, through the exporters:
 Karlo's prior, decoder and upsampler at a part of its width, and a CLIP, by diffusers and
-transformers; their outputs are compared first. The last two are DALLE2-pytorch's prior and decoder
-of its usual small sizes, beside ours of no fewer parameters: other networks for the same task.
+transformers; their outputs are compared first, in float32. The last two are DALLE2-pytorch's prior
+and decoder of its usual small sizes, beside ours of no fewer parameters: other networks, one task.
 Frozen text encoders run in the step on both sides where they do in training; image embeddings are
 given. Our decoder's step also has the loss of its learned variance, which the rival's leaves out.
+With --dtype bfloat16 ours computes in it and torch under autocast, weights float32 on both sides.
+On a device whose peak is known our MFU is printed, which remat's second forward does not count in.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
@@ -30,7 +33,7 @@ import jax.numpy as jnp
 
 from benchmarks.karlo_weights import random_stage, write_karlo
 from benchmarks.side_by_side import OURS, Parts, Row, check_alike, print_table, save, take_turns
-from unclip_jax.config import DataConfig, OptimConfig
+from unclip_jax.config import DataConfig, OptimConfig, with_fields
 from unclip_jax.data.tokenizer import TokenizerConfig, clip_tokenizer
 from unclip_jax.interop.clip_export import export_hf_clip
 from unclip_jax.interop.karlo.diffusers_folder import open_diffusers_folder
@@ -43,6 +46,8 @@ from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.upsampler import Upsampler
 from unclip_jax.training.inputs import Inputs
 from unclip_jax.training.objectives.conditions import to_float
+from unclip_jax.training.planning.chips import peak_flops
+from unclip_jax.training.planning.work import step_flops
 from unclip_jax.training.program import make_program
 from unclip_jax.training.recipe import Recipe
 from unclip_jax.training.recipes.clip import CLIPRecipe
@@ -77,6 +82,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a folder to keep the random weights in")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
     options = parser.parse_args()
 
@@ -88,7 +94,7 @@ def main() -> None:
         for case in options.cases:
             rows += _time(case, folder, options)
     print_table("seconds a training step", rows)
-    kept = ("cases", "width", "batch", "rounds", "device")
+    kept = ("cases", "width", "batch", "rounds", "device", "dtype")
     save(options.out, rows, {name: getattr(options, name) for name in kept})
 
 
@@ -113,17 +119,31 @@ def _time(case: str, folder: Path, options: argparse.Namespace) -> list[Row]:
     else:
         assert size >= theirs, f"{case}: fewer parameters than the rival's"
     label = "DALLE2-pytorch" if case.startswith("dalle2") else make.__name__.split("_")[0]
+    if options.dtype != "float32":
+        recipe: Any = ours.recipe
+        recipe = replace(recipe, model=with_fields(recipe.model, dtype=options.dtype))
+        ours = replace(ours, recipe=recipe)
     sides: dict[str, Callable[[], Parts]] = {OURS: _our_step(ours)}
-    sides[label] = _seconds(rival.TorchTrainer(network, loss).step)
+    sides[label] = _seconds(rival.TorchTrainer(network, loss, options.dtype).step)
     if not options.no_compile and not case.startswith("dalle2"):
         network, loss = make(*arguments)
-        trainer = rival.TorchTrainer(network, loss, is_compiled=True)
+        trainer = rival.TorchTrainer(network, loss, options.dtype, is_compiled=True)
         sides[f"{label}, torch.compile"] = _seconds(trainer.step)
     rows = take_turns(sides, options.rounds)
     batch = len(next(iter(ours.batch.values())))
     rows = [replace(row, name=f"{case}, batch {batch}") for row in rows]
     print_table(case, rows)
+    _print_mfu(ours, statistics.median(rows[0].seconds[OURS]))
     return rows
+
+
+def _print_mfu(ours: Ours, seconds: float) -> None:
+    """The model's operations as a part of what the devices could do (Chowdhery et al. 2022)."""
+    tokenizer = None if ours.clip is None else ours.clip.tokenizer
+    rate = step_flops(ours.recipe, Inputs(None, tokenizer, ours.clip)) / seconds
+    peak = peak_flops(jax.devices()[0].device_kind)
+    share = "" if peak is None else f", MFU {rate / jax.device_count() / peak:.1%}"
+    print(f"{rate / 1e12:.3g} TFLOP/s{share}")
 
 
 def _seconds(step: Callable[[], Any]) -> Callable[[], Parts]:

@@ -222,6 +222,19 @@ class LogConfig:
             )
 
 
+def with_fields(config: T, **values: Any) -> T:
+    """A config with these fields changed in it and in every config inside, where they exist."""
+    given: Any = config
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if field.name in values and value is not None:
+            changes[field.name] = values[field.name]
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = with_fields(value, **values)
+    return dataclasses.replace(given, **changes) if changes else config
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A frozen dataclass as plain dicts, lists, numbers and strings, ready for JSON."""
     return _plain(dataclasses.asdict(config))

@@ -22,20 +22,29 @@ class TorchTrainer:
     Args:
         network: what has the parameters.
         loss: of the network (compiled or not), a scalar.
+        dtype: float32, or bfloat16 by autocast.
         is_compiled: through `torch.compile`.
     """
 
     def __init__(
-        self, network: Any, loss: Callable[[Any], Any], *, is_compiled: bool = False
+        self,
+        network: Any,
+        loss: Callable[[Any], Any],
+        dtype: str = "float32",
+        *,
+        is_compiled: bool = False,
     ) -> None:
         self.network, self.loss = network.train(), loss
+        device = next(network.parameters()).device.type
+        self.precision = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
         self.average = copy.deepcopy(network).eval()
         self.run = torch.compile(network) if is_compiled else network
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def step(self) -> float:
         """The loss, once all is done."""
-        loss = self.loss(self.run)
+        with self.precision:
+            loss = self.loss(self.run)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
         self.optimizer.step()

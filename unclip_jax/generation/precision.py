@@ -6,10 +6,10 @@ What they are given and return stays float32, and so do norms, softmax and the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from unclip_jax.config import Dtype
+from unclip_jax.config import Dtype, with_fields
 from unclip_jax.training.weights import Stage
 
 
@@ -27,18 +27,6 @@ def computing_in(find: Callable[[str], Stage], dtype: Dtype | None) -> Callable[
         recipe: Any = stage.recipe
         if not hasattr(recipe, "model"):
             return stage
-        return replace(stage, recipe=replace(recipe, model=_in(recipe.model, dtype)))
+        return replace(stage, recipe=replace(recipe, model=with_fields(recipe.model, dtype=dtype)))
 
     return found
-
-
-def _in(config: Any, dtype: Dtype) -> Any:
-    """A model's config with this compute dtype, in all towers that it is made of."""
-    changed: dict[str, Any] = {}
-    for name in (field.name for field in fields(config)):
-        value = getattr(config, name)
-        if is_dataclass(value):
-            changed[name] = _in(value, dtype)
-        elif name == "dtype":
-            changed[name] = dtype
-    return replace(config, **changed)

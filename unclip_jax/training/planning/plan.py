@@ -16,12 +16,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from unclip_jax.config import with_fields
 from unclip_jax.errors import UserError
 from unclip_jax.training.planning.abstract_inputs import abstract_batch, abstract_inputs
 from unclip_jax.training.planning.chips import Chip, chip_of, topology_devices
 from unclip_jax.training.planning.compiled import ProgramText, read_program
 from unclip_jax.training.planning.compiling import DoesNotFitError, compile_for_chips
-from unclip_jax.training.planning.work import step_flops, with_fields
+from unclip_jax.training.planning.work import step_flops
 from unclip_jax.training.program import Program, make_program
 from unclip_jax.training.recipe import Recipe
 from unclip_jax.training.recipes.clip import CLIPRecipe

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 
+from unclip_jax.config import with_fields
 from unclip_jax.training.inputs import Inputs, make_objective
 from unclip_jax.training.planning.abstract_inputs import abstract_batch
 from unclip_jax.training.planning.flops import training_flops
@@ -27,15 +27,3 @@ def step_flops(recipe: Recipe, inputs: Inputs) -> int:
     key = jax.eval_shape(lambda: jax.random.key(0))
     count = training_flops(lambda p, *rest: objective(p, *rest)[0], params, frozen, batch, key)
     return count * (2 if recipe.optim.sam_rho else 1)  # the ascent is a second gradient
-
-
-def with_fields(config: Any, **values: Any) -> Any:
-    """A config with these fields changed in it and in every config inside, where they exist."""
-    changes: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in values and value is not None:
-            changes[item.name] = values[item.name]
-        elif dataclasses.is_dataclass(value):
-            changes[item.name] = with_fields(value, **values)
-    return dataclasses.replace(config, **changes) if changes else config
