@@ -32,7 +32,8 @@ def make_guided(
 ) -> Callable[[Array, Array], Array]:
     """The network under its condition, guided away from `nothing` (one row) if the scale is not 1.
 
-    Both branches run as one batch of twice the rows.
+    Both branches run as one batch of twice the rows, the conditional alone at the steps outside
+    `config.guidance_interval`.
 
     Args:
         run: (x_t, t, what `prepare` made of the condition) → the network's output.
@@ -49,7 +50,7 @@ def make_guided(
         )
     )
 
-    def denoise(xt: Array, t: Array) -> Array:
+    def guided(xt: Array, t: Array) -> Array:
         output = run(jnp.concatenate([xt, xt]), jnp.concatenate([t, t]), both)
         conditional, unconditional = jnp.split(output, 2)
         return classifier_free_guidance(
@@ -59,5 +60,17 @@ def make_guided(
             rescale=config.guidance_rescale,
             learned_variance=has_variance,
         )
+
+    if config.guidance_interval is None:
+        return guided
+    low, high = config.guidance_interval
+    alone = prepare(condition)
+
+    def unguided(xt: Array, t: Array) -> Array:
+        return run(xt, t, alone).astype(jnp.float32)
+
+    def denoise(xt: Array, t: Array) -> Array:
+        is_guided = jnp.any((t >= low) & (t <= high))  # a step is the same for all rows
+        return jax.lax.cond(is_guided, guided, unguided, xt, t)
 
     return denoise
