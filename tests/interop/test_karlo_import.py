@@ -40,8 +40,8 @@ from unclip_jax.interop.tensors import Tensor, Tensors, from_arrays, with_prefix
 from unclip_jax.interop.torch_archive import write_torch_archive
 from unclip_jax.interop.transfer import check_tensors, export_tensors, import_params
 from unclip_jax.models.clip import CLIPConfig
-from unclip_jax.models.decoder import DecoderConfig
-from unclip_jax.models.prior import DiffusionPrior, PriorConfig
+from unclip_jax.models.decoder import Decoder, DecoderConfig, denoise_picture, encode_condition
+from unclip_jax.models.prior import DiffusionPrior, PriorConfig, denoise_embedding, read_caption
 from unclip_jax.models.text import text_mask
 from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.models.unet import UNetConfig
@@ -108,26 +108,19 @@ def captions(frozen: dict[str, np.ndarray]) -> tuple[Caption, Caption]:
     return Caption(*(x[:1] for x in arrays)), Caption(*(x[1:] for x in arrays))
 
 
-def test_the_prior_follows_karlos_own_sampler(frozen: dict[str, np.ndarray]) -> None:
+def frozen_prior() -> tuple[PriorRecipe, Any, EmbeddingStatistics]:
+    """The fixture's prior through the importer."""
     recipe = PriorRecipe(model=FROZEN_PRIOR, diffusion=PRIOR_PROCESS)
     tensors = frozen_weights("parity_karlo_prior")
     mean, deviation = (tensors.pop(name).read().reshape(-1) for name in STATISTICS)
     params = import_params(
         prior_keys(FROZEN_PRIOR, "diffusers"), tensors, abstract_of(recipe), what="the fixture"
     )
-    empty, caption = captions(frozen)
-    statistics = EmbeddingStatistics(mean, deviation)
-    noise = jnp.asarray(frozen["prior/noise"])
-    draw = make_prior(recipe, empty, SAMPLING, None, None, statistics, noise)
-    keys = jax.random.split(jax.random.key(0), 2)
-    found = jax.jit(draw)(params, caption, keys)
-    assert error((found - mean) / deviation, frozen["prior/x"][:, -1]) < 1e-4
-    assert error(found, frozen["prior/embedding"]) < 1e-4
-    chain = make_chain(PRIOR_PROCESS, SAMPLING.prior)
-    np.testing.assert_array_equal(chain.timesteps[::-1], frozen["prior/t"])
+    return recipe, params, EmbeddingStatistics(mean, deviation)
 
 
-def test_the_decoder_follows_karlos_own_sampler(frozen: dict[str, np.ndarray]) -> None:
+def frozen_decoder(frozen: dict[str, np.ndarray]) -> tuple[DecoderRecipe, Any]:
+    """The fixture's decoder through the importer."""
     recipe = DecoderRecipe(model=FROZEN_DECODER, diffusion=DECODER_PROCESS, data=data_of(16))
     projections = {
         name.removeprefix("w/"): array for name, array in frozen.items() if name.startswith("w/")
@@ -139,6 +132,39 @@ def test_the_decoder_follows_karlos_own_sampler(frozen: dict[str, np.ndarray]) -
         abstract_of(recipe),
         what="the fixture",
     )
+    return recipe, params
+
+
+def test_the_prior_follows_karlos_own_sampler(frozen: dict[str, np.ndarray]) -> None:
+    recipe, params, statistics = frozen_prior()
+    empty, caption = captions(frozen)
+    noise = jnp.asarray(frozen["prior/noise"])
+    draw = make_prior(recipe, empty, SAMPLING, None, None, statistics, noise)
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = jax.jit(draw)(params, caption, keys)
+    mean, deviation = statistics.mean, statistics.deviation
+    assert error((found - mean) / deviation, frozen["prior/x"][:, -1]) < 1e-4
+    assert error(found, frozen["prior/embedding"]) < 1e-4
+    chain = make_chain(PRIOR_PROCESS, SAMPLING.prior)
+    np.testing.assert_array_equal(chain.timesteps[::-1], frozen["prior/t"])
+
+
+def test_a_caption_read_once_gives_the_whole_priors_numbers(frozen: dict[str, np.ndarray]) -> None:
+    _, params, _ = frozen_prior()
+    _, caption = captions(frozen)
+    text = (caption.embedding, caption.states, text_mask(caption.tokens))
+    cache = jax.jit(lambda p: read_caption(FROZEN_PRIOR, p, *text))(params)
+    once = jax.jit(lambda x, t: denoise_embedding(FROZEN_PRIOR, params, cache, x, t))
+    whole = jax.jit(
+        lambda x, t: DiffusionPrior(FROZEN_PRIOR).apply({"params": params}, x, t, *text)
+    )
+    for x, t in zip(np.moveaxis(frozen["prior/x"], 1, 0), frozen["prior/t"], strict=True):
+        times = jnp.full(2, t, jnp.int32)
+        assert error(once(x, times), whole(x, times)) < 1e-5
+
+
+def test_the_decoder_follows_karlos_own_sampler(frozen: dict[str, np.ndarray]) -> None:
+    recipe, params = frozen_decoder(frozen)
     empty, caption = captions(frozen)
     condition = Condition(jnp.asarray(frozen["decoder/embedding"]), caption, empty)
     how, chain = SAMPLING.decoder, make_chain(DECODER_PROCESS, SAMPLING.decoder)
@@ -156,6 +182,24 @@ def test_the_decoder_follows_karlos_own_sampler(frozen: dict[str, np.ndarray]) -
         assert error(given, references[:, i]) < 1e-5, f"step {i}"
         given = jnp.asarray(references[:, i])
     assert error(free, references[:, -1]) < 1e-3
+
+
+def test_a_context_encoded_once_gives_the_whole_decoders_numbers(
+    frozen: dict[str, np.ndarray],
+) -> None:
+    _, params = frozen_decoder(frozen)
+    _, caption = captions(frozen)
+    embedding, has = jnp.asarray(frozen["decoder/embedding"]), jnp.ones(2, bool)
+    told = (caption.tokens, text_mask(caption.tokens), caption.embedding, caption.states)
+    condition = (embedding, has, *told)
+    encoded = jax.jit(lambda p: encode_condition(FROZEN_DECODER, p, *condition))(params)
+    once = jax.jit(lambda x, t: denoise_picture(FROZEN_DECODER, params, encoded, x, t))
+    network = Decoder(FROZEN_DECODER)
+    whole = jax.jit(lambda x, t: network.apply({"params": params}, x, t, *condition))
+    pictures = np.moveaxis(frozen["decoder/x"], 2, -1)
+    for i in (0, 12, 24):
+        times = jnp.full(2, frozen["decoder/t"][i], jnp.int32)
+        assert error(once(pictures[:, i], times), whole(pictures[:, i], times)) < 1e-5
 
 
 def data_of(size: int) -> DataConfig:
