@@ -139,6 +139,39 @@ def test_exif_orientation_turns_the_picture() -> None:
     assert decode_image(data, name="a").shape == (20, 12, 3)
 
 
+@pytest.mark.parametrize(
+    ("size", "least", "expected"),
+    [
+        ((640, 480), 40, (60, 80)),  # an eighth is the least there is
+        ((640, 480), 61, (120, 160)),
+        ((640, 480), 100, (120, 160)),
+        ((640, 480), 240, (240, 320)),
+        ((640, 480), 241, (480, 640)),
+        ((100, 60), 64, (60, 100)),  # smaller than asked for
+    ],
+)
+def test_a_large_jpeg_is_decoded_smaller(
+    size: tuple[int, int], least: int, expected: tuple[int, int]
+) -> None:
+    data = encoded(picture(size), "JPEG", quality=95)
+    small = decode_image(data, name="a", least_side=least)
+    whole = Image.fromarray(decode_image(data, name="a"))
+    assert small.shape[:2] == expected
+    averaged = np.asarray(whole.resize(expected[::-1], Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - averaged).max() <= 4
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = encoded(picture(size), "JPEG", exif=exif)
+    assert decode_image(lying, name="a", least_side=least).shape[:2] == expected[::-1]
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    data = encoded(picture((640, 480)))
+    np.testing.assert_array_equal(
+        decode_image(data, name="a", least_side=64), np.asarray(picture((640, 480)))
+    )
+
+
 def bomb() -> bytes:
     """A PNG that says it has 10^10 pixels."""
 

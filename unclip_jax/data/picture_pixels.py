@@ -69,7 +69,7 @@ def upright(
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         box = (0, top, width, min(top + rows, height))
-        strip, part = image.crop(box), stored[top : top + rows]
+        strip, part = image if rows >= height else image.crop(box), stored[top : top + rows]
         part[..., :3] = _to_rgb(strip)
         if channels == 4:
             part[..., 3] = _alpha(strip)
@@ -89,7 +89,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(ground, rgba)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _alpha(image: Image.Image) -> np.ndarray | int:

@@ -36,7 +36,8 @@ def read_picture(source: Source, index: int, image_size: int) -> tuple[np.ndarra
     """
     record = read_record(source, index)
     try:
-        picture = decode_image(record.image, name=record.name)
+        # Twice the size: the last halving is ours, of whatever format the picture is.
+        picture = decode_image(record.image, name=record.name, least_side=2 * image_size)
         return resize_and_crop(picture, image_size), record
     except BadImage:
         raise
