@@ -23,6 +23,7 @@ from unclip_jax.data.scenes import SceneSource, draw_scene
 from unclip_jax.data.tfds_source import EmojiSource
 from unclip_jax.diffusion.process import q_sample
 from unclip_jax.diffusion.schedule import make_schedule
+from unclip_jax.evaluation.pictures import load_pictures
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -163,6 +164,22 @@ def upscale(unclip: UnCLIP) -> None:
     grid.save(FOLDER / "upscale.webp", quality=88, method=6)
 
 
+def samples(unclip: UnCLIP) -> None:
+    """Unselected: twelve pictures evenly spaced over each split, and what seed 0 draws for their
+    captions; of the first four also at 256 pixels, of the first at 1024."""
+    large: dict[int, list[np.ndarray]] = {256: [], 1024: []}
+    for split in ("train", "test_cells", "test"):
+        shown = load_pictures(split, 64, limit=12)
+        print(split, *shown.captions, sep="\n  ", flush=True)
+        drawn = unclip.text_to_image(shown.captions, 1)
+        strip(f"samples-{split}", [*shown.images, *drawn.images], 12)
+        for size, count in ((256, 4), (1024, 1)):
+            large[size] += unclip.text_to_image(shown.captions[:count], 1, upsample=size).images
+    for size, columns in ((256, 4), (1024, 3)):
+        grid = Image.fromarray(make_grid(np.stack(large[size]), columns))
+        grid.save(FOLDER / f"samples-{size}.webp", quality=80, method=6)
+
+
 DRAWN: tuple[Callable[[UnCLIP], None], ...] = (
     noising,
     scenes,
@@ -177,6 +194,7 @@ DRAWN: tuple[Callable[[UnCLIP], None], ...] = (
     inpaint,
     outpaint,
     upscale,
+    samples,
 )
 
 
