@@ -70,6 +70,28 @@ def test_a_picture_depends_on_its_prompt_seed_and_index_only(unclip: UnCLIP) -> 
     assert not np.array_equal(both.images[0], both.images[3])
 
 
+def test_another_call_compiles_nothing(unclip: UnCLIP) -> None:
+    """Nor any small operation beside the stages: XLA is asked for nothing at all."""
+    compiled: list[str] = []
+
+    def hear(event: str, seconds: float, **about: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(about))
+
+    unclip.text_to_image("a red apple", num_images=2, sampling=with_guidance(2.0))
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        unclip.text_to_image("a blue car", num_images=2, seed=1, sampling=with_guidance(2.0))
+        unclip.text_to_image("a red apple", num_images=1, sampling=with_guidance(3.5))
+        many = ["a", "b", "c", "d", "e"]
+        unclip.text_to_image(many, num_images=3, seed=9, sampling=with_guidance(2.0))
+        assert not compiled
+        jax.jit(lambda x: x + 12.5)(np.ones(7, np.float32))
+        assert compiled  # the event is still called that
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
+
+
 def test_embeddings_have_unit_norm(unclip: UnCLIP) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
     for vectors in (unclip.encode_text(["a", "b", "c"]), unclip.encode_image(images)):

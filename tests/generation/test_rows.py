@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from jax import Array
 
 from unclip_jax.errors import UserError
 from unclip_jax.generation.drawing import AHEAD, Link, draw
-from unclip_jax.generation.keys import image_keys, request_keys
+from unclip_jax.generation.keys import fold_keys, image_keys, stage_keys
 from unclip_jax.generation.rows import RowProgram, RowRunner, Rows, micro_batches, run_in_groups
 from unclip_jax.samples import PictureWriter
 
@@ -80,10 +81,15 @@ def test_groups_of_padding_are_not_computed(size: int, real: int) -> None:
     assert not found[computed:].any()
 
 
-def test_requests_may_have_seeds_of_their_own() -> None:
-    keys = request_keys([7, 2**32 - 1, 7], [0, 5, 1])
-    expected = [image_keys(7, [0])[0], image_keys(2**32 - 1, [5])[0], image_keys(7, [1])[0]]
-    assert [bool(a == b) for a, b in zip(keys, expected, strict=True)] == [True] * 3
+@pytest.mark.parametrize("count", [1, 3, 64, 130])
+def test_requests_may_have_seeds_of_their_own(count: int) -> None:
+    seeds = [7, 2**32 - 1, *range(128)][:count]
+    found = stage_keys(seeds, range(count), 2)
+    assert found.shape[:2] == (2, count) and found.dtype == np.uint32
+    for row in {0, count // 2, count - 1}:
+        for stage in range(2):
+            key = fold_keys(image_keys(seeds[row], [row]), stage)
+            np.testing.assert_array_equal(found[stage, row], jax.random.key_data(key)[0])
 
 
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Any) -> None:

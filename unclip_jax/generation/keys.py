@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+_CHUNK = 64
 
 
 def image_keys(seed: int, indices: Sequence[int]) -> Array:
@@ -15,9 +18,13 @@ def image_keys(seed: int, indices: Sequence[int]) -> Array:
     return _fold_each(jax.random.key(seed), jnp.asarray(indices))
 
 
-def request_keys(seeds: Sequence[int], indices: Sequence[int]) -> Array:
-    """[N] typed keys: fold_in(key(seed), index), each picture with its own seed."""
-    return _fold_seeds(np.asarray(seeds, np.uint32), jnp.asarray(indices))
+def stage_keys(seeds: Sequence[int], indices: Sequence[int], stages: int) -> np.ndarray:
+    """[stages, N, ...] uint32 key data of fold_in(fold_in(key(seed), index), stage), each picture
+    with its own seed. In chunks of one size, so that another N compiles nothing."""
+    pairs = np.stack([np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32)])
+    chunks = np.pad(pairs, ((0, 0), (0, -len(seeds) % _CHUNK))).reshape(2, -1, _CHUNK)
+    parts = [np.asarray(_fold_chunk(*chunks[:, row], stages)) for row in range(chunks.shape[1])]
+    return np.concatenate(parts, axis=1)[:, : len(seeds)]
 
 
 @jax.jit
@@ -25,12 +32,14 @@ def _fold_each(key: Array, numbers: Array) -> Array:
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
-@jax.jit
-def _fold_seeds(seeds: Array, numbers: Array) -> Array:
-    def fold(seed: Array, number: Array) -> Array:
-        return jax.random.fold_in(jax.random.key(seed), number)
+@partial(jax.jit, static_argnums=2)
+def _fold_chunk(seeds: Array, indices: Array, stages: int) -> Array:
+    def fold(seed: Array, index: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        folded = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(stages))
+        return jax.random.key_data(folded)
 
-    return jax.vmap(fold)(seeds, numbers)
+    return jnp.moveaxis(jax.vmap(fold)(seeds, indices), 1, 0)
 
 
 @jax.jit

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from unclip_jax.errors import UserError
 from unclip_jax.generation.bundle import UPSAMPLED, Bundle
 from unclip_jax.generation.drawing import Link, Request
-from unclip_jax.generation.keys import fold_keys, request_keys
+from unclip_jax.generation.keys import stage_keys
 from unclip_jax.generation.programs import decoder_program, prior_program
 from unclip_jax.generation.rows import RowProgram, micro_batches
 from unclip_jax.generation.sampling import SamplingConfig
@@ -105,16 +104,15 @@ def _rows(
 ) -> dict[str, Any]:
     """What the chain reads: [N, ...] by name."""
     texts = [request.prompt for request in requests]
-    keys = request_keys([r.seed for r in requests], [r.index for r in requests])
     rows = {"tokens": bundle.tokenizer(texts), **bundle.guide_rows(texts, how)}
     scales = [guidance_of(request, how) for request in requests]
     if any(scale != 1 for scale in scales):
         rows["guidance"] = np.asarray(scales, np.float32)
     if any(request.negative for request in requests):
         rows["negative_tokens"] = bundle.tokenizer([request.negative for request in requests])
-    for number in range(2 + len(upsampled_sizes(upsample))):
-        rows[f"keys_{number}"] = np.asarray(jax.random.key_data(fold_keys(keys, number)))
-    return rows
+    count = 2 + len(upsampled_sizes(upsample))
+    keys = stage_keys([r.seed for r in requests], [r.index for r in requests], count)
+    return rows | {f"keys_{number}": keys[number] for number in range(count)}
 
 
 def _links(
