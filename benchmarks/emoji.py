@@ -47,7 +47,7 @@ def main() -> None:
         sides, pictures = _sides(options, batch)
         for side, picture in pictures.items():
             if side != OURS:
-                check_alike(f"{side}, batch {batch}", picture(), pictures[OURS](), 5e-3)
+                check_alike(f"{side}, batch {batch}", picture(), pictures[OURS](), 1e-3)
         rows += [replace(row, name=f"batch {batch}") for row in take_turns(sides, options.rounds)]
     print_table("text → 64 pixels", rows)
     kept = ("model", "batches", "rounds")

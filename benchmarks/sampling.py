@@ -105,7 +105,7 @@ def _check(sides: dict[str, Side], options: argparse.Namespace) -> None:
     for _, run in sides.values():
         run()
     ours = sides[OURS][0]
-    tolerance = 5e-3 if options.dtype == "float32" else 0.5
+    tolerance = 1e-3 if options.dtype == "float32" else 0.5
     for side, (made, _) in sides.items():
         for stage in made if side != OURS else ():
             check_alike(f"{side}, {stage}", made[stage], ours[stage], tolerance)
