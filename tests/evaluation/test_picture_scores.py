@@ -16,7 +16,7 @@ from PIL import Image
 from unclip_jax.cli import evaluate
 from unclip_jax.cli.main import run
 from unclip_jax.config import DataConfig
-from unclip_jax.data.images import save_png
+from unclip_jax.data.images import decode_image, save_png
 from unclip_jax.data.records import Record
 from unclip_jax.errors import UserError
 from unclip_jax.evaluation import extractors, inception_weights, picture_sets
@@ -25,6 +25,7 @@ from unclip_jax.evaluation.feature_cache import cached_features
 from unclip_jax.evaluation.features import Extractor
 from unclip_jax.evaluation.picture_scores import PictureReport, measure_pictures
 from unclip_jax.evaluation.picture_sets import PictureSet, open_pictures
+from unclip_jax.evaluation.picture_sheets import write_sheets
 from unclip_jax.evaluation.picture_table import report_to_markdown, save_report
 
 
@@ -122,6 +123,37 @@ def test_pictures_without_partners_are_not_paired(tmp_path: Path) -> None:
     assert "100 subsets of 20" in report_to_markdown(report)
     assert {score.features for score in report.scores} == {"inception", "clip"}
     assert measure(tmp_path / "b", tmp_path / "a").paired  # each of the 20 has one
+
+
+def test_sheets_show_both_sets_and_the_likeliest_copies(tmp_path: Path) -> None:
+    write(tmp_path / "mine", 0, 70)
+    write(tmp_path / "real", 1)
+    write(tmp_path / "known", 2)
+    names = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    copied = tmp_path / "known" / "copied.png"
+    copied.write_bytes((tmp_path / "mine" / names[9]).read_bytes())
+    report = measure(tmp_path / "mine", tmp_path / "real", train=tmp_path / "known")
+    first, *others = report.likeliest_copies
+    assert len(others) == 15
+    assert (first.generated, first.training, first.ratio) == (names[9], "copied.png", 0)
+    assert [pair.ratio for pair in others] == sorted(pair.ratio for pair in others)
+    assert others[0].ratio > 0
+    out = tmp_path / "out"
+    save_report(out, report)
+    sets = [folder_of(tmp_path / name) for name in ("mine", "real", "known")]
+    write_sheets(out, report, *sets)
+    sheets = {
+        name: decode_image((out / f"{name}.png").read_bytes(), name=name)
+        for name in ("generated", "real", "copies")
+    }
+    side = sets[0].picture(0).shape[0]
+    cell = side + 2
+    assert sheets["generated"].shape[:2] == (8 * cell + 2, 8 * cell + 2)  # 64 of 70
+    assert sheets["real"].shape[:2] == (3 * cell + 2, 8 * cell + 2)
+    inside = slice(2, 2 + side)
+    above, below = sheets["copies"][inside, inside], sheets["copies"][cell + 4 :][:side, inside]
+    np.testing.assert_array_equal(above, sets[0].picture(9))
+    np.testing.assert_array_equal(below, sets[0].picture(9))
 
 
 def test_files(tmp_path: Path) -> None:

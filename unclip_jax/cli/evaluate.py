@@ -146,6 +146,7 @@ def _measure_pictures(options: EvaluateOptions, out: Path) -> int:
     from unclip_jax.evaluation.extractors import clip_extractor, inception_extractor
     from unclip_jax.evaluation.inception_weights import load_inception
     from unclip_jax.evaluation.picture_scores import measure_pictures
+    from unclip_jax.evaluation.picture_sheets import write_sheets
     from unclip_jax.evaluation.picture_table import save_report
 
     report, extractors = _reporter(), []
@@ -156,6 +157,7 @@ def _measure_pictures(options: EvaluateOptions, out: Path) -> int:
             extractors.append(clip_extractor(_load(options)))
     found = measure_pictures(generated, real, extractors, train, seed=options.seed, say=report)
     sys.stdout.write(save_report(out, found))
+    write_sheets(out, found, generated, real, train)
     report(f"results in {out}")
     return 0
 

@@ -34,6 +34,10 @@ class MemorisationScores:
     to_held_out: Estimate | None
     """Median distance to the training set over that of held-out real pictures, 1 where the model
     comes no nearer than those; None without any."""
+    ratios: np.ndarray
+    """[N] float64, `nearest_ratio` of each picture."""
+    rows: np.ndarray
+    """[N] int, the training row nearest to each."""
 
 
 def nearest_ratio(generated: np.ndarray, train: np.ndarray, block: int = BLOCK) -> np.ndarray:
@@ -65,14 +69,15 @@ def memorisation(
     Args:
         held_out: [K, D] rows of real pictures that the model was not trained on.
     """
-    ratios = nearest_ratio(generated, train)
+    ratios, near = nearest_ratio(generated, train), nearest(generated, train)
     to_held_out = None
     if held_out is not None:
-        near = nearest(generated, train).distance
         scale = float(np.median(nearest(held_out, train).distance))
-        to_held_out = median_interval(near / scale, seed) if scale > 0 else None
+        to_held_out = median_interval(near.distance / scale, seed) if scale > 0 else None
     return MemorisationScores(
         ratio=median_interval(ratios, seed),
         copies=share_interval(ratios < COPY),
         to_held_out=to_held_out,
+        ratios=ratios,
+        rows=near.row,
     )

@@ -17,13 +17,15 @@ from unclip_jax.evaluation.frechet import fid
 from unclip_jax.evaluation.intervals import Estimate, mean_interval
 from unclip_jax.evaluation.kernel_distances import cmmd, kid, subset_kid
 from unclip_jax.evaluation.manifold import DENSITY_K, manifold_scores
-from unclip_jax.evaluation.memorisation import memorisation
+from unclip_jax.evaluation.memorisation import MemorisationScores, memorisation
 from unclip_jax.evaluation.picture_sets import PictureSet
 from unclip_jax.evaluation.similarity import WINDOW, paired_distance, paired_similarity, ssim
 
 FEWEST = DENSITY_K + 1
 """Pictures of each set."""
 KID_SCALE = 1000
+NEIGHBOURS = 16
+"""Likeliest copies that a report lists."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ class Score:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A generated picture and the training picture nearest to it."""
+
+    generated: str
+    training: str
+    ratio: float
+    """Of their distance, see `memorisation.nearest_ratio`; 0 for a copy."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ class PictureReport:
     kid_of_subsets: dict[str, float]
     """The mean of KIDs of subsets and their standard deviation, times 1000, as papers print it;
     empty without Inception."""
+    likeliest_copies: tuple[Neighbour, ...] = ()
+    """By the features of the first extractor, the likeliest first; empty without `train`."""
 
 
 def measure_pictures(
@@ -85,6 +99,7 @@ def measure_pictures(
     paired = len(partners) == len(generated)
     scores: list[Score] = []
     subsets: dict[str, float] = {}
+    copies: tuple[Neighbour, ...] = ()
     for extractor in extractors:
         say(f"{extractor.name}: {len(generated)} generated pictures")
         passing = counted(generated.pictures(), len(generated), extractor.name, say)
@@ -93,8 +108,10 @@ def measure_pictures(
         known = None if train is None else _features(extractor, train, say)
         say(f"{extractor.name}: distances")
         found = _distances(extractor.name, mine, true, seed)
-        if known is not None:
-            found |= _memorisation(mine, known, true, seed)
+        if train is not None and known is not None:
+            near = _memorisation(mine, known, true, seed)
+            found |= _memorisation_scores(near)
+            copies = copies or _likeliest_copies(near, generated, train)
         if paired:
             found["distance to the true picture"] = paired_distance(mine, true[partners], seed)
             found["cosine to the true picture"] = paired_similarity(mine, true[partners], seed)
@@ -122,6 +139,7 @@ def measure_pictures(
         seed=seed,
         scores=tuple(scores),
         kid_of_subsets=subsets,
+        likeliest_copies=copies,
     )
 
 
@@ -146,15 +164,28 @@ def _distances(name: str, mine: np.ndarray, true: np.ndarray, seed: int) -> dict
 
 def _memorisation(
     mine: np.ndarray, known: np.ndarray, held_out: np.ndarray, seed: int
-) -> dict[str, Estimate]:
+) -> MemorisationScores:
     try:
-        found = memorisation(mine, known, held_out, seed)
+        return memorisation(mine, known, held_out, seed)
     except ValueError as error:
         raise UserError(f"--train: {error}; give different pictures") from None
+
+
+def _memorisation_scores(found: MemorisationScores) -> dict[str, Estimate]:
     scores = {"memorisation ratio": found.ratio, "copies": found.copies}
     if found.to_held_out is not None:
         scores["nearness to training over real"] = found.to_held_out
     return scores
+
+
+def _likeliest_copies(
+    found: MemorisationScores, generated: PictureSet, train: PictureSet
+) -> tuple[Neighbour, ...]:
+    order = np.argsort(found.ratios, kind="stable")[:NEIGHBOURS]
+    return tuple(
+        Neighbour(generated.names[row], train.names[found.rows[row]], float(found.ratios[row]))
+        for row in order
+    )
 
 
 def _mean_ssim(
