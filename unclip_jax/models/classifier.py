@@ -16,8 +16,8 @@ from unclip_jax.errors import UserError
 from unclip_jax.models.layers import (
     Conv,
     Dense,
+    GroupNorm,
     attention,
-    group_norm,
     rematerialized,
     timestep_embedding,
 )
@@ -111,5 +111,5 @@ class Classifier(nn.Module):
             h = attend("middle_attention", h)
         h = residual("middle_block1", width, h)
 
-        h = nn.silu(group_norm("norm_out", c.groups)(h))
+        h = nn.silu(GroupNorm(c.groups, name="norm_out")(h))
         return AttentionPool(c, self.config.num_classes, name="pool")(h).astype(jnp.float32)

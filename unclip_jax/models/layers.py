@@ -150,11 +150,35 @@ def layer_norm(name: str, epsilon: float = EPSILON) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
-def group_norm(name: str, groups: int) -> nn.GroupNorm:
-    """GroupNorm over contiguous channel groups, computed in float32."""
-    return nn.GroupNorm(
-        num_groups=groups, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
+class GroupNorm(nn.Module):
+    """Every group of neighbouring channels to mean 0 and variance 1 over all positions, then a gain
+    and a bias a channel (Wu & He 2018, eq. 1-7).
+
+    `nn.GroupNorm` with its parameters, whose sums run over positions and a group's few channels
+    together. Here each channel is summed alone and then those of a group, so that the channels stay
+    the fastest axis: 2 to 9 times faster on a CPU (docs/performance.md).
+    """
+
+    groups: int
+    epsilon: float = EPSILON
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, ..., C], C divisible by the groups → the same shape, float32."""
+        batch, *positions, channels = x.shape
+        x = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        axes = tuple(range(1, x.ndim - 1))
+        count = math.prod(positions) * channels // self.groups
+
+        def mean(x: Array) -> Array:
+            sums = jnp.sum(x, axes).reshape(batch, self.groups, -1).sum(-1, keepdims=True) / count
+            whole = jnp.broadcast_to(sums, (batch, self.groups, channels // self.groups))
+            return whole.reshape(batch, *(1 for _ in positions), channels)
+
+        x = x - mean(x)
+        return x * (jax.lax.rsqrt(mean(x * x) + self.epsilon) * scale) + bias
 
 
 def attention(

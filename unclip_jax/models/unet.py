@@ -26,9 +26,9 @@ from unclip_jax.models.layers import (
     Conv,
     Dense,
     Dropout,
+    GroupNorm,
     Remat,
     attention,
-    group_norm,
     rematerialized,
     timestep_embedding,
 )
@@ -136,7 +136,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Array, time: Array) -> Array:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        h = nn.silu(group_norm("norm_in", c.groups)(x_BHWC)).astype(dtype)
+        h = nn.silu(GroupNorm(c.groups, name="norm_in")(x_BHWC)).astype(dtype)
         if self.resample is not None:
             h, x_BHWC = _resample(h, self.resample), _resample(x_BHWC, self.resample)
         h = Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv_in")(h)
@@ -145,7 +145,7 @@ class ResBlock(nn.Module):
         time = Dense(self.width * (2 if modulated else 1), dtype=dtype, name="time_projection")(
             nn.silu(time)
         )[:, None, None]
-        norm = group_norm("norm_out", c.groups)
+        norm = GroupNorm(c.groups, name="norm_out")
         if modulated:
             scale, shift = jnp.split(time, 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
@@ -187,7 +187,7 @@ class AttentionBlock(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         batch, height, width, channels = x_BHWC.shape
         heads, pixels = c.num_heads(channels), height * width
-        h = group_norm("norm", c.groups)(x_BHWC).reshape(batch, pixels, channels)
+        h = GroupNorm(c.groups, name="norm")(x_BHWC).reshape(batch, pixels, channels)
         qkv = Dense(3 * channels, dtype=dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, pixels, 3, heads, -1), 2, 0)
 
@@ -294,7 +294,7 @@ class UNet(nn.Module):
             if level:
                 h = residual(f"up{level}_upsample", width, h, "up")
 
-        h = nn.silu(group_norm("norm_out", c.groups)(h))
+        h = nn.silu(GroupNorm(c.groups, name="norm_out")(h))
         out_channels = c.out_channels * c.patch_size**2
         h = Conv(
             out_channels, (3, 3), padding=1, kernel_init=nn.initializers.zeros, name="conv_out"

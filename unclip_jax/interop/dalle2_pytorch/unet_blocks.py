@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import Array
 
 from unclip_jax.interop.dalle2_pytorch.unet_config import Downsample, Upsample
-from unclip_jax.models.layers import EPSILON, attention, group_norm
+from unclip_jax.models.layers import EPSILON, GroupNorm, attention
 
 CROSS_HEADS, CROSS_HEAD_WIDTH = 8, 64
 """Cross-attention has these in every network of the family."""
@@ -84,7 +84,7 @@ class Block(nn.Module):
             if self.standardized
             else conv(self.features, 3, name)
         )(x)
-        x = group_norm("norm", self.groups)(x)
+        x = GroupNorm(self.groups, name="norm")(x)
         if scale_shift is not None:
             scale, shift = scale_shift
             x = x * (scale + 1) + shift
