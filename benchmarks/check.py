@@ -1,6 +1,6 @@
 """Is anything slower than it was, beside its rival? Ratios against the committed ones.
 
-    python benchmarks/check.py [sampling emoji training input condition_once]
+    python benchmarks/check.py [sampling emoji training input chains]
 
 Runs each benchmark again with the settings of benchmarks/results/NAME.json and compares its ratios,
 not seconds: those of another machine say little. A row fails where its median ratio has dropped by
@@ -24,7 +24,7 @@ from benchmarks.side_by_side import OURS
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
-NAMES = ("sampling", "emoji", "training", "input", "condition_once")
+NAMES = ("sampling", "emoji", "training", "input", "chains")
 SLACK = 0.1
 """A ratio may drop by so much whatever the rounds say."""
 

@@ -1,9 +1,11 @@
-"""What it saves to compute of the condition once what does not change from step to step.
+"""What is gained by how the sampler runs a guided chain: what no step changes computed once, and
+both halves of guidance as one batch.
 
-    python benchmarks/condition_once.py [--width 0.125] [--batch 2] [--steps 25] [--rounds 5]
+    python benchmarks/chains.py [--width 0.125] [--batch 2] [--steps 25] [--rounds 5]
 
-The guided chains of Karlo's prior and decoder, at a part of their width with random weights, as the
-sampler runs them, and with the whole network at every step. Same noise; the results are compared.
+The chains of Karlo's prior and decoder, at a part of their width with random weights, as the
+sampler runs them, with the whole network at every step, and with that and the halves of guidance
+one after the other. Same noise; the results are compared.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 
 from benchmarks.karlo_weights import karlo_recipes, random_stage
 from benchmarks.side_by_side import OURS, check_alike, print_table, save, take_turns, timed
+from unclip_jax.diffusion.guidance import classifier_free_guidance
 from unclip_jax.diffusion.sampler_config import SamplerConfig
 from unclip_jax.diffusion.samplers import sample
 from unclip_jax.generation.captions import Caption, encode_caption
@@ -36,6 +39,7 @@ from unclip_jax.models.text import text_mask
 from unclip_jax.training.recipes.decoder import DecoderRecipe
 
 EVERY_STEP = "whole network at every step"
+TWO_CALLS = "that, and guidance as two calls"
 PROMPTS = ["a red apple on a table", "two boats at sea", "a corgi that plays a trumpet", "rain"]
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -46,7 +50,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "condition_once.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "chains.json")
     options = parser.parse_args()
     recipes: dict[str, Any] = karlo_recipes(options.width)
     clip = random_stage(recipes["clip"], 0)
@@ -66,7 +70,9 @@ def main() -> None:
         stage = random_stage(recipes[name], 1)
         sides = chains(stage.recipe, text, empty, how)
         runs = {side: _runner(stage, run, how, options) for side, run in sides.items()}
-        check_alike(name, *(np.asarray(run()) for run in runs.values()), 1e-3)
+        made = {side: np.asarray(run()) for side, run in runs.items()}
+        for side in (EVERY_STEP, TWO_CALLS):
+            check_alike(f"{name}, {side}", made[OURS], made[side], 1e-3)
         found = take_turns({side: timed(run) for side, run in runs.items()}, options.rounds)
         rows += [replace(row, name=f"{name}, batch {options.batch}") for row in found]
     print_table(f"{options.steps} guided steps at {options.width:g} of Karlo's width", rows)
@@ -76,6 +82,21 @@ def main() -> None:
 
 Chain = Callable[[Any], Callable[[Any, Any], Any]]
 """Parameters → the guided network."""
+
+
+def _two_calls(
+    run: Callable[[Any, Any, Any], Any], given: Any, nothing: Any, how: SamplerConfig
+) -> Callable[[Any, Any], Any]:
+    """Guidance whose halves are computed one after the other."""
+
+    def guided(xt: Any, t: Any) -> Any:
+        empty = jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), nothing, given)
+        halves = run(xt, t, given), run(xt, t, empty)
+        channels = xt.shape[-1]
+        learned = halves[0].shape[-1] > channels
+        return classifier_free_guidance(*halves, how.guidance_scale, learned_variance=learned)
+
+    return guided
 
 
 def _prior_chains(
@@ -92,14 +113,18 @@ def _prior_chains(
 
         return make_guided(run, text, empty, how, has_variance=False, prepare=read)
 
-    def every_step(params: Any) -> Any:
+    def whole(params: Any) -> Any:
         def run(xt: Any, t: Any, c: Caption) -> Any:
             given = (xt, t, c.embedding, c.states, text_mask(c.tokens))
             return DiffusionPrior(model).apply({"params": params}, *given)
 
-        return make_guided(run, text, empty, how, has_variance=False)
+        return run
 
-    return {OURS: once, EVERY_STEP: every_step}
+    return {
+        OURS: once,
+        EVERY_STEP: lambda p: make_guided(whole(p), text, empty, how, has_variance=False),
+        TWO_CALLS: lambda p: _two_calls(whole(p), text, empty, how),
+    }
 
 
 def _decoder_chains(
@@ -111,17 +136,21 @@ def _decoder_chains(
     def once(params: Any) -> Any:
         return make_decoder(recipe, params, Condition(embedding, text, empty), how)
 
-    def every_step(params: Any) -> Any:
+    def whole(params: Any) -> Any:
         def run(xt: Any, t: Any, given: Any) -> Any:
             vectors, has, c = given
             told = (c.tokens, text_mask(c.tokens), c.embedding, c.states)
             return Decoder(model).apply({"params": params}, xt, t, vectors, has, *told)
 
-        given = (embedding, jnp.ones(rows, bool), text)
-        nothing = (jnp.zeros((1, model.embedding_width)), jnp.zeros(1, bool), empty)
-        return make_guided(run, given, nothing, how, has_variance=True)
+        return run
 
-    return {OURS: once, EVERY_STEP: every_step}
+    given = (embedding, jnp.ones(rows, bool), text)
+    nothing = (jnp.zeros((1, model.embedding_width)), jnp.zeros(1, bool), empty)
+    return {
+        OURS: once,
+        EVERY_STEP: lambda p: make_guided(whole(p), given, nothing, how, has_variance=True),
+        TWO_CALLS: lambda p: _two_calls(whole(p), given, nothing, how),
+    }
 
 
 def _runner(
