@@ -184,10 +184,10 @@ _models: dict[str, UnCLIP] = {}
 _load = UnCLIP.load
 
 
-def _load_once(source: Any) -> UnCLIP:
-    """The tiny model is compiled once for all pages."""
+def _load_once(source: Any, only: Any = None) -> UnCLIP:
+    """The tiny model is compiled once for all pages, whole."""
     if source != "emoji":
-        return _load(source)
+        return _load(source, only)
     if source not in _models:
         _models[source] = _load(source)
     return _models[source]

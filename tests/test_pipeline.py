@@ -154,6 +154,21 @@ def test_kernels_may_stay_in_bfloat16(stages: dict[str, Stage], tmp_path: Path) 
     np.testing.assert_array_equal(*pictures)
 
 
+def test_some_of_the_stages(stages: dict[str, Stage], tmp_path: Path) -> None:
+    """What is left out is not read, so it may be broken."""
+    for name, stage in stages.items():
+        save_stage(stage, tmp_path / name, "float32")
+    (tmp_path / "decoder" / "model.safetensors").write_bytes(b"")
+    loaded = UnCLIP.load(tmp_path, only=("clip", "prior"))
+    assert set(loaded.stages) == {"clip", "prior"}
+    with pytest.raises(UserError, match="stage 'prio' is unknown"):
+        UnCLIP.load(tmp_path, only=("clip", "prio"))
+    with pytest.raises(UserError, match="needs its clip stage"):
+        UnCLIP.load(tmp_path, only=("prior",))
+    with pytest.raises(UserError, match="decoder"):
+        UnCLIP.load(tmp_path)
+
+
 def test_mistakes_are_named(stages: dict[str, Stage], tmp_path: Path) -> None:
     prior, decoder = stages["prior"], stages["decoder"]
     with pytest.raises(UserError, match="no prior stage"):

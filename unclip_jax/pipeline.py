@@ -3,7 +3,7 @@ CLIP tells about pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,13 +53,18 @@ class UnCLIP(Bundle):
     """
 
     @classmethod
-    def load(cls, source: str | Path | dict[str, Any]) -> UnCLIP:
+    def load(
+        cls, source: str | Path | dict[str, Any], only: Collection[str] | None = None
+    ) -> UnCLIP:
         """A shipped model by name, a folder with a folder a stage, or {stage: folder}.
 
+        Args:
+            only: of its stages those of these names, such as ("clip", "prior", "decoder"); None is
+                all. What is left out takes neither time nor memory.
         Raises:
             UserError: nothing there, or stages that were trained for another CLIP.
         """
-        stages, sampling = read_model(source, as_stored=True)
+        stages, sampling = read_model(source, only=only, as_stored=True)
         return cls(stages, sampling, source if isinstance(source, str) else "")
 
     def text_to_image(

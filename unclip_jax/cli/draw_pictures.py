@@ -148,7 +148,7 @@ def _open(plan: TextPlan, options: TextOptions, out: Any) -> _Job:
     began = time.monotonic()
     with together():  # a host that fails ends all
         check_folder(out)
-        unclip = UnCLIP.load(options.model)
+        unclip = UnCLIP.load(options.model, _stages_for([one for _, one in plan.settings]))
         work = _Work(unclip, plan, [_settings(unclip, *one) for one in plan.settings])
         output, tell = _output(work, options, out), _teller(options, out)
         found, scratch = np.zeros(len(plan.names), np.int8), []
@@ -160,6 +160,18 @@ def _open(plan: TextPlan, options: TextOptions, out: Any) -> _Job:
         for line in output.lines((found == SAME).nonzero()[0]):
             tell(line)
     return _Job(work, output, found, scratch, tell, began, time.monotonic())
+
+
+def _stages_for(wanted: list[TextOptions]) -> set[str]:
+    """The stages that may be needed for pictures drawn so: reading one takes time and memory."""
+    from unclip_jax.generation.model_folder import INPAINTING, STAGES, UPSAMPLERS
+    from unclip_jax.generation.programs import PRIORS
+
+    priors = {PRIORS[one.prior] for one in wanted if one.prior in PRIORS}
+    unused = set(PRIORS.values()) - priors
+    if all(one.upsample is None for one in wanted):
+        unused |= set(UPSAMPLERS)
+    return {name for name in STAGES if name not in unused and not name.endswith(INPAINTING)}
 
 
 def _settings(unclip: UnCLIP, where: str, options: TextOptions) -> _Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +99,22 @@ def is_inpainting(recipe: Any) -> bool:
 
 
 def read_model(
-    source: str | Path | dict[str, Any], *, as_stored: bool = False
+    source: str | Path | dict[str, Any],
+    *,
+    only: Collection[str] | None = None,
+    as_stored: bool = False,
 ) -> tuple[dict[str, Stage], SamplingConfig]:
     """The stages of a shipped model by name, of a folder with a folder a stage, or {stage: folder}.
 
     Args:
+        only: of its stages those of these names; None is all.
         as_stored: see `load_stage`.
     Raises:
         UserError: nothing there, or a file that cannot be read.
     """
     sampling = SamplingConfig()
     if isinstance(source, dict):
-        odd = sorted(set(source) - set(STAGES))
-        if odd:
-            raise UserError(f"stage {odd[0]!r} is unknown: {choose(odd[0], STAGES)}")
+        _check_names(source)
         folders = {stage: Path(path) for stage, path in source.items()}
     else:
         root = _find_model(source)
@@ -119,8 +122,17 @@ def read_model(
         sampling = read_sampling(root)
     if "clip" not in folders:
         raise UserError(f"{source} has no clip stage: give a folder with clip/")
+    if only is not None:
+        _check_names(only)
+        folders = {name: path for name, path in folders.items() if name in only}
     stages = {name: load_stage(path, as_stored=as_stored) for name, path in folders.items()}
     return stages, sampling
+
+
+def _check_names(stages: Collection[str]) -> None:
+    odd = sorted(set(stages) - set(STAGES))
+    if odd:
+        raise UserError(f"stage {odd[0]!r} is unknown: {choose(odd[0], STAGES)}")
 
 
 def read_sampling(folder: Path) -> SamplingConfig:
