@@ -54,6 +54,14 @@ def _check(name: str, before: dict[str, Any]) -> list[str]:
             command += [f"--{option.replace('_', '-')}", *map(str, values)]
         subprocess.run(command, check=True)
         now = json.loads(out.read_text())
+    devices = [one["machine"]["device"] for one in (before, now)]
+    if devices[0] != devices[1]:
+        print(
+            f"{name}: committed for {devices[0]}, this was {devices[1]} (on a CPU "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two)",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     then = {row["name"]: row["seconds"] for row in before["rows"]}
     found = {row["name"]: row["seconds"] for row in now["rows"]}
     failed = []
