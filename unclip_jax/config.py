@@ -38,6 +38,11 @@ class DataConfig:
     concepts: tuple[str, ...] = ()
     """Emoji and scenes only (other sources ignore it): the base concepts to keep, by name; empty
     keeps all."""
+    repeated: tuple[str, ...] = ()
+    """Emoji only: base concepts whose pictures an epoch has `repeats` times. A small model learns
+    well what it sees often."""
+    repeats: int = 1
+    """How often an epoch has the pictures of `repeated`; the others come once."""
     variants: bool = False
     """Emoji only: also the pictures with a skin tone. The default yellow ones and both genders of a
     role ("woman astronaut") are always in."""
@@ -61,6 +66,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise UserError(f"data.image_size is {self.image_size}: give 1 pixel or more")
+        if self.repeats < 1:
+            raise UserError(f"data.repeats is {self.repeats}: give 1 or more")
+        if self.repeats > 1 and self.embeddings is not None:
+            raise UserError(
+                f"data.embeddings has every picture once, data.repeats is {self.repeats}: leave "
+                "one of the two out"
+            )
         if self.shuffle_block < 1:
             raise UserError(f"data.shuffle_block is {self.shuffle_block}: give 1 record or more")
         if not 0 <= self.max_bad_fraction <= 1:

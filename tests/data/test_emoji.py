@@ -352,6 +352,16 @@ def test_concepts_filter(cache: Path) -> None:
     assert {kept[i].captions.concept for i in range(len(kept))} == {wanted}  # type: ignore[union-attr]
 
 
+def test_some_concepts_come_more_often(cache: Path) -> None:
+    config = DataConfig(cache_dir=str(cache))
+    once = EmojiSource(config, limit=LIMIT)
+    records = [once[index] for index in range(len(once))]
+    wanted = records[0].captions.concept  # type: ignore[union-attr]
+    own = [r for r in records if r.captions.concept == wanted]  # type: ignore[union-attr]
+    often = EmojiSource(replace(config, repeated=(wanted,), repeats=3), limit=LIMIT)
+    assert [often[index] for index in range(len(often))] == records + own * 2
+
+
 def test_joined_splits_are_in_the_order_of_labels(cache: Path) -> None:
     def source(split: str) -> EmojiSource:
         return EmojiSource(DataConfig(cache_dir=str(cache), split=split), limit=LIMIT)
@@ -373,6 +383,7 @@ def test_joined_splits_are_in_the_order_of_labels(cache: Path) -> None:
             {"concepts": ("red aple",)},
             "no emoji concept is called 'red aple'; did you mean 'red ap",
         ),
+        ({"repeated": ("red aple",), "repeats": 2}, "data.repeated: no emoji concept is called"),
         ({"concepts": ("robot",)}, "none of them has a picture in split 'train'"),
         ({"split": "validation"}, "emoji has train, test, test_cells"),
         ({"split": "train+validation"}, "emoji has train, test, test_cells"),

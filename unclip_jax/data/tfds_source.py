@@ -22,7 +22,8 @@ class EmojiSource:
     """Splits of the emoji data set, drawn at the smallest size that holds `config.image_size`.
 
     A split is one of `SPLITS`, or several as 'train+test_cells'; the pictures of several are in the
-    order of their labels, so that the styles of one thing are neighbours (`shuffle_block`).
+    order of their labels, so that the styles of one thing are neighbours (`shuffle_block`). What
+    `config.repeated` names follows after all pictures, as often again as `config.repeats` says.
 
     Args:
         limit: the first pictures only, for tests.
@@ -37,7 +38,8 @@ class EmojiSource:
                 f"data.split is {config.split!r}: emoji has {', '.join(SPLITS)}, "
                 "each once; + joins them"
             )
-        _check_concepts(config.concepts)
+        _check_concepts("concepts", config.concepts)
+        _check_concepts("repeated", config.repeated)
         size = next((size for size in SIZES if size >= config.image_size), SIZES[-1])
         wanted = set(config.concepts)
         self._items: list[tuple[Any, int, EmojiFacts | None]] = []
@@ -48,6 +50,8 @@ class EmojiSource:
                     self._items += _find_items(builder, split, wanted)
         if len(splits) > 1:
             self._items.sort(key=lambda item: item[2].label if item[2] else "")
+        often = [item for item in self._items if item[2] and item[2].concept in config.repeated]
+        self._items += often * (config.repeats - 1)
         self._split = config.split
         if not self._items:
             raise UserError(f"data.concepts: none of them has a picture in split {config.split!r}")
@@ -83,7 +87,7 @@ def _find_items(
     return items
 
 
-def _check_concepts(concepts: Sequence[str]) -> None:
+def _check_concepts(field: str, concepts: Sequence[str]) -> None:
     if not concepts:
         return
     known = {entry.concept for entry, _ in load_entries().values()}
@@ -91,7 +95,7 @@ def _check_concepts(concepts: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else "`data stats --names` lists them"
-            raise UserError(f"data.concepts: no emoji concept is called {name!r}; {hint}")
+            raise UserError(f"data.{field}: no emoji concept is called {name!r}; {hint}")
 
 
 class TfdsSource:
