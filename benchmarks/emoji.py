@@ -27,6 +27,7 @@ from benchmarks.rivals.torch_emoji import TorchEmoji
 from benchmarks.side_by_side import OURS, Parts, check_alike, print_table, save, take_turns, timed
 from unclip_jax.diffusion.samplers import row_noise
 from unclip_jax.generation.guided import make_chain
+from unclip_jax.generation.prior import variance_table
 from unclip_jax.pipeline import UnCLIP
 from unclip_jax.training.weights import shipped_model
 
@@ -81,16 +82,20 @@ def _sides(
 
 def _chain(unclip: UnCLIP, name: str) -> dict[str, Any]:
     """What a step needs to know, from the last index of the chain (noise) to 0."""
-    recipe: Any = unclip.stage(name).recipe
+    stage = unclip.stage(name)
+    recipe: Any = stage.recipe
     how = getattr(unclip.sampling, name)
     chain = make_chain(recipe.diffusion, how)
+    variance = chain.posterior_variance
+    if how.variance == "analytic":
+        variance = variance_table(recipe.model, chain, stage.score_norms)
     return {
         "t": chain.timesteps,
         "abar": chain.alphas_bar,
         "guidance": how.guidance_scale,
         "mean_x0": chain.posterior_mean_coef1,
         "mean_xt": chain.posterior_mean_coef2,
-        "deviation": np.sqrt(chain.posterior_variance),
+        "deviation": np.sqrt(variance),
     }
 
 

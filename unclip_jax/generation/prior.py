@@ -118,7 +118,7 @@ def _diffusion_prior(
     model, chain = recipe.model, make_chain(recipe.diffusion, config)
     table = None
     if config.variance == "analytic":
-        table = _variance_table(model, chain, score_norms)
+        table = variance_table(model, chain, score_norms)
 
     def draw(params: Any, caption: Caption, keys: Array) -> Array:
         def read(text: Caption) -> Cache:
@@ -148,10 +148,16 @@ def _diffusion_prior(
     return draw
 
 
-def _variance_table(
+def variance_table(
     model: PriorConfig, chain: Schedule, score_norms: np.ndarray | None
 ) -> np.ndarray:
-    """[N] float64, the best variances for the steps of `chain`."""
+    """[N] float64, the best variances for the steps of `chain`.
+
+    Args:
+        score_norms: [T], of every timestep that the prior was trained for.
+    Raises:
+        UserError: there are none.
+    """
     if score_norms is None:
         raise UserError(
             "variance is 'analytic', but this prior has no score norms of its present weights: "
