@@ -163,6 +163,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
+    "repeats": (["--data.repeats", "2"], "a store has every picture once"),
     "unknown option": (["--shard-row", "4"], "--shard-row"),
     "no rows": (["--shard-rows", "0"], "--shard-rows is 0"),
     "no batch": (["--batch-size", "-1"], "--batch-size is -1"),

@@ -384,6 +384,7 @@ def test_joined_splits_are_in_the_order_of_labels(cache: Path) -> None:
             "no emoji concept is called 'red aple'; did you mean 'red ap",
         ),
         ({"repeated": ("red aple",), "repeats": 2}, "data.repeated: no emoji concept is called"),
+        ({"repeats": 2}, "data.repeated names nothing in split 'train'"),
         ({"concepts": ("robot",)}, "none of them has a picture in split 'train'"),
         ({"split": "validation"}, "emoji has train, test, test_cells"),
         ({"split": "train+validation"}, "emoji has train, test, test_cells"),

@@ -60,6 +60,11 @@ class EmbedOptions:
             raise UserError(
                 "--data.embeddings is for training: name the folder to write with --out"
             )
+        if self.data.repeats > 1:
+            raise UserError(
+                f"--data.repeats is {self.data.repeats}: a store has every picture once, leave it "
+                "out"
+            )
         index, count = self.process_index, self.process_count
         if (index is None) != (count is None):
             raise UserError("--process-index and --process-count belong together: give both")

@@ -51,10 +51,15 @@ class EmojiSource:
         if len(splits) > 1:
             self._items.sort(key=lambda item: item[2].label if item[2] else "")
         often = [item for item in self._items if item[2] and item[2].concept in config.repeated]
-        self._items += often * (config.repeats - 1)
         self._split = config.split
         if not self._items:
             raise UserError(f"data.concepts: none of them has a picture in split {config.split!r}")
+        if config.repeats > 1 and not often:
+            raise UserError(
+                f"data.repeats is {config.repeats}, and data.repeated names nothing in split "
+                f"{config.split!r}: name concepts that are there"
+            )
+        self._items += often * (config.repeats - 1)
 
     def __len__(self) -> int:
         return len(self._items)

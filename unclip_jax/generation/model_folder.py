@@ -110,7 +110,7 @@ def read_model(
         only: of its stages those of these names; None is all.
         as_stored: see `load_stage`.
     Raises:
-        UserError: nothing there, or a file that cannot be read.
+        UserError: nothing there, a stage's name that is unknown, or a file that cannot be read.
     """
     sampling = SamplingConfig()
     if isinstance(source, dict):
